@@ -339,7 +339,9 @@ def test_processes_that_start_at_once(empty: Path) -> None:
     assert checksums == data.CHECKSUMS
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "foreign", "missing", "other"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "flipped", "garbled", "foreign", "missing", "other"]
+)
 def test_a_damaged_package_says_reinstall(
     empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
@@ -352,6 +354,7 @@ def test_a_damaged_package_says_reinstall(
         wrong = {
             "cut": packed[:-100],
             "flipped": packed[:middle] + flipped + packed[middle + 1 :],
+            "garbled": packed[:3] + bytes(7) + b"\x07",  # no such kind of block
             "foreign": b"version https://git-lfs.github.com/spec/v1\n",
             "other": gzip.compress(b"other data"),
         }
@@ -443,7 +446,16 @@ def test_the_order_is_drawn_on_the_cpu_whatever_the_default_device() -> None:
     assert torch.cat(drawn).tolist() == expected
 
 
-def test_batches_stay_on_the_device_of_their_tensor() -> None:
+def test_batches_stay_on_the_device_of_their_tensor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = torch.Tensor.index_select
+
+    def strict(tensor: torch.Tensor, dim: int, index: torch.Tensor) -> torch.Tensor:
+        assert index.device == tensor.device  # as an accelerator wants it
+        return whole(tensor, dim, index)
+
+    monkeypatch.setattr(torch.Tensor, "index_select", strict)
     here, there = torch.zeros(5, 2), torch.zeros(5, device="meta")
     for x, y in batches(here, there, batch_size=2, seed=0):
         assert (x.device.type, y.device.type) == ("cpu", "meta")
