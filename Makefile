@@ -31,9 +31,10 @@ environment:
 		$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 			2>/dev/null && exec $$python tools/environment.py $(torch_index); \
 	done; \
-	echo "environment: Python 3.11, 3.12 or 3.13 is needed, and $(or $(PYTHON),python3) is" \
-		"`$(or $(PYTHON),python3) --version 2>&1 | tail -n 1`: install one, or name it" \
-		"with PYTHON=" >&2; \
+	echo "environment: Python 3.11, 3.12 or 3.13 is needed, and" \
+		"$(or $(PYTHON),python3) --version says" \
+		"'`$(or $(PYTHON),python3) --version 2>&1 | tail -n 1`':" \
+		"install one, or name it with make PYTHON=" >&2; \
 	exit 1
 
 book: environment
