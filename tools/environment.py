@@ -56,7 +56,8 @@ def run(*command: str | Path, **environment: str) -> None:
     if result.returncode == 0:
         return
     said = result.stdout + result.stderr
-    if "No space left on device" in said:
+    # venv hides the reason when not even pip fits
+    if "No space left on device" in said or shutil.disk_usage(ROOT).free < 1e7:
         fail("the disk is full: about 7 GB are needed, 2 GB with TORCH_INDEX")
     sys.stderr.write(said)
     fail(f"`{' '.join(map(str, command))}` failed, its own message is above")
