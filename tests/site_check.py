@@ -1,0 +1,320 @@
+"""The built site in a real browser: `python -m pytest tests/site_check.py`.
+
+Opens every page of _build/html wide and at a phone's width, light and dark, and asks of
+each what FACTS reads off it. The last tests show that each check can fail.
+"""
+
+import functools
+import gzip
+import http.server
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urldefrag
+
+import pytest
+import yaml
+from playwright.sync_api import Browser, Request, sync_playwright
+
+ROOT = Path(__file__).parents[1]
+SITE = ROOT / "_build" / "html"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+NO_BROWSER = (
+    "the site was not checked: no Chromium was found; on Debian"
+    " `apt-get install chromium` brings it, and CHROMIUM=/path/to/it names another"
+)
+LOOKS = [(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")]
+MAX_BYTES = 1_000_000
+FACTS = r"""async () => {
+  await window.MathJax?.startup?.promise;
+  await document.fonts.ready;
+  const all = (what) => [...document.querySelectorAll(what)];
+  for (const fold of all("details")) fold.open = true;
+  const texts = [document.title];
+  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walk.nextNode()) {
+    const skip = "script, style, code, pre, mjx-container";
+    if (!walk.currentNode.parentElement.closest(skip))
+      texts.push(walk.currentNode.textContent);
+  }
+  const tex = /\\[()\[\]]|\\begin\{|\$\$|\$[^\s$]([^$]*[^\s$])?\$/;
+  const page = document.documentElement;
+  return {
+    overflow: page.scrollWidth - page.clientWidth,
+    raw: texts.filter((text) => tex.test(text)).map((text) => text.trim()),
+    unset: all(".math").filter((box) => !box.querySelector("mjx-container"))
+      .map((box) => box.textContent.trim()),
+    faulty: all("mjx-merror").map((box) => box.dataset.mjxError ?? box.textContent)
+      .concat(all("mjx-assistive-mml").map((box) => box.textContent)
+        .filter((text) => /\\[a-zA-Z]/.test(text))),
+    images: all("img").map((img) => [img.getAttribute("alt") ?? "",
+      img.getAttribute("src"), img.complete && img.naturalWidth > 0]),
+    links: all("a[href]").map((a) => a.href),
+    ids: all("[id]").map((element) => element.id),
+  };
+}"""
+
+
+@dataclass
+class Visit:
+    """One page as one reader saw it."""
+
+    page: str
+    look: str
+    site: str
+    requests: list[tuple[str, int]]
+    missing: list[str]
+    errors: list[str]
+    facts: dict[str, Any]
+
+
+Problems = Iterator[str]
+
+
+def foreign_requests(visit: Visit) -> Problems:
+    yield from (url for url, _ in visit.requests if not url.startswith(visit.site))
+
+
+def missing_files(visit: Visit) -> Problems:
+    yield from visit.missing
+
+
+def script_errors(visit: Visit) -> Problems:
+    yield from visit.errors
+
+
+def overflow(visit: Visit) -> Problems:
+    if visit.facts["overflow"] > 0:
+        yield f"{visit.facts['overflow']} px wider than the window"
+
+
+def raw_tex(visit: Visit) -> Problems:
+    yield from visit.facts["raw"]
+    yield from visit.facts["unset"]
+
+
+def faulty_tex(visit: Visit) -> Problems:
+    yield from visit.facts["faulty"]
+
+
+def bad_images(visit: Visit) -> Problems:
+    for alt, src, loaded in visit.facts["images"]:
+        if not loaded:
+            yield f"{src} does not load"
+        if not re.search("[a-z]", alt) or re.search(r"[0-9a-f]{32}|\.\w{3,4}$", alt):
+            yield f"{src} has the alt text {alt!r}: describe the picture"
+
+
+def weight(visit: Visit) -> Problems:
+    own = [size for url, size in visit.requests if "/_mathjax/" not in url]
+    if sum(own) >= MAX_BYTES:
+        yield f"{sum(own):,} bytes beside MathJax; {MAX_BYTES:,} is too much"
+
+
+def colab_button(visit: Visit) -> Problems:
+    source = Path(visit.page).with_suffix(".ipynb")
+    if (ROOT / source).exists():
+        repository = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]
+        address = repository["url"].removeprefix("https://github.com/")
+        blob = f"{address}/blob/{repository['branch']}/{source.as_posix()}"
+        url = f"https://colab.research.google.com/github/{blob}"
+        if url not in visit.facts["links"]:
+            yield f"no link to {url}"
+
+
+CHECKS: list[Callable[[Visit], Problems]] = [
+    foreign_requests,
+    missing_files,
+    script_errors,
+    overflow,
+    raw_tex,
+    faulty_tex,
+    bad_images,
+    weight,
+    colab_button,
+]
+
+
+def broken_links(visits: list[Visit], folder: Path) -> Problems:
+    ids = {visit.page: set(visit.facts["ids"]) for visit in visits}
+    for visit in visits:
+        for link in visit.facts["links"]:
+            if not link.startswith(visit.site):
+                continue
+            url, anchor = urldefrag(link)
+            target = unquote(url.removeprefix(visit.site).split("?")[0])
+            if not (folder / target).is_file():
+                yield f"{visit.page} links to {target}, which does not exist"
+            elif anchor and unquote(anchor) not in ids.get(target, ()):
+                yield f"{visit.page} links to {target}#{anchor}: no such place"
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Sends text compressed, as the usual hosts of such a site do."""
+
+    def do_GET(self) -> None:
+        path = Path(self.translate_path(self.path))
+        if path.suffix not in {".html", ".css", ".js", ".svg"} or not path.is_file():
+            super().do_GET()
+            return
+        body = gzip.compress(path.read_bytes())
+        self.send_response(200)
+        self.send_header("Content-Type", self.guess_type(path))
+        self.send_header("Content-Encoding", "gzip")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        """Stay silent."""
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    handler = functools.partial(Handler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+def visit_page(
+    browser: Browser, site: str, page: str, width: int = 1280, scheme: Any = "light"
+) -> Visit:
+    """Open one page with an empty cache and nothing of the web within reach."""
+    context = browser.new_context(
+        viewport={"width": width, "height": 900}, color_scheme=scheme
+    )
+    tab = context.new_page()
+    missing: list[str] = []
+    errors: list[str] = []
+    requests: list[Request] = []
+    context.route(lambda url: not url.startswith(site), lambda route: route.abort())
+    tab.on("request", lambda request: requests.append(request))
+    tab.on("response", lambda r: r.status >= 400 and missing.append(r.url))
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    tab.on("console", lambda m: m.type == "error" and errors.append(m.text))
+    tab.goto(site + page, wait_until="networkidle")
+    facts = tab.evaluate(FACTS)
+    sizes = [(r.url, r.sizes()["responseBodySize"]) for r in requests if r.response()]
+    aborted = [(r.url, 0) for r in requests if not r.response()]
+    context.close()
+    look = f"{width} px, {scheme}"
+    return Visit(page, look, site, sizes + aborted, missing, errors, facts)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    names = (os.environ.get("CHROMIUM"), *BROWSERS)
+    path = next((p for p in map(shutil.which, filter(None, names)) if p), None)
+    if path is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(NO_BROWSER)
+    options = ["--disable-gpu", "--disable-background-networking", "--no-proxy-server"]
+    with sync_playwright() as playwright:
+        # Playwright adds --no-sandbox; the pages are our own
+        chromium = playwright.chromium.launch(executable_path=path, args=options)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def visits(browser: Browser) -> list[Visit]:
+    pages = sorted(path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html"))
+    # index.html only leads on; _static holds what the theme forgot there
+    pages = [p for p in pages if p != "index.html" and not p.startswith("_static/")]
+    assert pages, "there is no site to check: run `make book` first"
+    with served(SITE) as site:
+        return [visit_page(browser, site, p, *look) for p in pages for look in LOOKS]
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_every_page(visits: list[Visit], check: Callable[[Visit], Problems]) -> None:
+    found = [f"{v.page} ({v.look}): {problem}" for v in visits for problem in check(v)]
+    assert not found, "\n".join(found)
+
+
+def test_every_internal_link(visits: list[Visit]) -> None:
+    found = sorted(set(broken_links(visits, SITE)))
+    assert not found, "\n".join(found)
+
+
+def test_some_maths_was_seen() -> None:
+    assert any('class="math' in p.read_text() for p in SITE.rglob("*.html"))
+
+
+def test_front_page_leads_to_the_book(browser: Browser) -> None:
+    with served(SITE) as site:
+        tab = browser.new_page()
+        tab.goto(site)
+        tab.wait_for_url("**/chapters/index.html")
+        assert tab.locator("article h1").inner_text()
+        tab.close()
+
+
+def test_search_finds_a_page(browser: Browser) -> None:
+    with served(SITE) as site:
+        tab = browser.new_page()
+        tab.goto(f"{site}search.html?q=notation")
+        tab.locator("#search-results li a").first.wait_for()
+        tab.close()
+
+
+MATHJAX = '<script src="_mathjax/tex-mml-chtml.js"></script>'
+FAULTS = {
+    foreign_requests: '<script src="https://example.org/a.js"></script>',
+    missing_files: '<link rel="stylesheet" href="gone.css">',
+    script_errors: "<script>const a = 1;</script><script>const a = 2;</script>",
+    overflow: '<p style="width: 2000px">wide</p>',
+    raw_tex: r'<p>Let <span class="math">\(z\)</span> be $z^2$.</p>',
+    faulty_tex: MATHJAX + r"<p>\(\frac{1}\), \(\nosuchmacro\)</p>",
+    bad_images: '<img src="a.png" alt="a.png"><img src="gone.png" alt="A picture">',
+    weight: "<script>fetch('big.bin').then((answer) => answer.blob())</script>",
+}
+
+
+@pytest.mark.parametrize("check", FAULTS)
+def test_check_fails_on_its_fault(
+    browser: Browser, tmp_path: Path, check: Callable[[Visit], Problems]
+) -> None:
+    (tmp_path / "_mathjax").symlink_to(ROOT / "_vendor" / "mathjax")
+    (tmp_path / "big.bin").write_bytes(bytes(MAX_BYTES))
+    start = "<!DOCTYPE html><title>A page</title><link rel='icon' href='data:,'>"
+    (tmp_path / "good.html").write_text(f"{start}{MATHJAX}<p class='math'>\\(z\\)</p>")
+    (tmp_path / "bad.html").write_text(start + FAULTS[check])
+    with served(tmp_path) as site:
+        assert not [*check(visit_page(browser, site, "good.html"))]
+        assert [*check(visit_page(browser, site, "bad.html"))]
+
+
+def test_links_fail_on_their_faults(browser: Browser, tmp_path: Path) -> None:
+    start = "<!DOCTYPE html><title>A page</title><p id='here'>"
+    links = ("a.html#here", "#gone", "gone.html", "a.html", "https://example.org/")
+    anchors = "".join(f"<a href='{link}'>link</a>" for link in links)
+    (tmp_path / "a.html").write_text(start + anchors)
+    with served(tmp_path) as site:
+        visit = visit_page(browser, site, "a.html")
+    assert [*broken_links([visit], tmp_path)] == [
+        "a.html links to a.html#gone: no such place",
+        "a.html links to gone.html, which does not exist",
+    ]
+
+
+def test_colab_button_fails_without_its_link(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    repository = "repository:\n  url: https://github.com/OWNER/REPO\n  branch: main\n"
+    (tmp_path / "_config.yml").write_text(repository)
+    (tmp_path / "a.ipynb").touch()
+    blob = "OWNER/REPO/blob/main/a.ipynb"
+    links = [f"https://colab.research.google.com/github/{blob}"]
+    visit = Visit("a.html", "", "", [], [], [], {"links": links})
+    assert not [*colab_button(visit)]
+    visit.facts["links"] = []
+    assert [*colab_button(visit)] == [f"no link to {links[0]}"]
