@@ -74,7 +74,7 @@ def run(notebook: Any, folder: Path) -> None:
             print(f"  [{count:>2}/{len(code)}] {first:<60}", end="", flush=True)
             start = time.monotonic()
             try:
-                client.execute_cell(cell, index, execution_count=count)
+                client.execute_cell(cell, index)
             finally:
                 print(f" {time.monotonic() - start:6.1f} s", flush=True)
             cell.outputs = merged(cell.outputs)
