@@ -32,7 +32,7 @@ NO_BROWSER = (
 LOOKS = [(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")]
 MAX_BYTES = 1_000_000
 FACTS = r"""async () => {
-  await window.MathJax?.startup?.promise;
+  await window.MathJax?.startup?.promise?.catch(() => "the console tells");
   await document.fonts.ready;
   const all = (what) => [...document.querySelectorAll(what)];
   for (const fold of all("details")) fold.open = true;
