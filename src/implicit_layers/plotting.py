@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
+from cycler import cycler
 from IPython.display import Markdown
 from matplotlib.axes import Axes
 
@@ -32,7 +33,7 @@ def use_book_style() -> None:
             "axes.spines.right": False,
             "axes.grid": True,
             "axes.axisbelow": True,
-            "axes.prop_cycle": plt.cycler(color=list(COLOURS.values())),
+            "axes.prop_cycle": cycler(color=list(COLOURS.values())),
             "axes.titlesize": 11,
             "axes.titlelocation": "left",
             "grid.color": "#E4E4E4",
@@ -85,4 +86,4 @@ def table(columns: Mapping[str, Sequence[object]]) -> Markdown:
     rules = [":--"] + ["--:"] * (len(columns) - 1)
     rows = [list(columns), rules, *zip(*columns.values(), strict=True)]
     lines = ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
-    return Markdown("\n".join(lines))
+    return Markdown("\n".join(lines))  # type: ignore[no-untyped-call]
