@@ -13,8 +13,9 @@ def saved_bytes(
 ) -> int:
     """Bytes that autograd keeps for the backward pass of one forward pass.
 
-    Counts each storage once, however many saved tensors are views of it. What a
-    closure keeps alive (a backward hook, say) is not autograd's and is not counted.
+    Counts each storage once, however many saved tensors are views of it, and also
+    those of a graph that is dropped within the pass. What a closure keeps alive (a
+    backward hook, say) is not autograd's and is not counted.
 
     Parameters
     ----------
@@ -35,11 +36,13 @@ def saved_bytes(
     alive: list[Tensor] = []
 
     def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
+        # Kept as it is, an output would hold the graph that holds it, for ever.
+        kept = tensor.detach()
+        storage = kept.untyped_storage()
         if storage.data_ptr() not in known:
             sizes[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor.detach())
-        return tensor
+            alive.append(kept)
+        return kept
 
     with (
         torch.enable_grad(),

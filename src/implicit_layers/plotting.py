@@ -68,7 +68,7 @@ def table(columns: Mapping[str, Sequence[object]]) -> Markdown:
     Parameters
     ----------
     columns
-        Heading and cells of each column; the cells are shown by `str`.
+        Heading and cells of each column, at least one; the cells are shown by `str`.
 
     Returns
     -------
@@ -78,12 +78,20 @@ def table(columns: Mapping[str, Sequence[object]]) -> Markdown:
     Raises
     ------
     ValueError
-        If the columns differ in length.
+        If the columns differ in length, there is none, or a cell would break the table.
     """
     if len({len(cells) for cells in columns.values()}) != 1:
         lengths = {name: len(cells) for name, cells in columns.items()}
-        raise ValueError(f"all columns need the same number of cells, got {lengths}")
+        raise ValueError(
+            f"give one column or more with equally many cells each, got {lengths}"
+        )
     rules = [":--"] + ["--:"] * (len(columns) - 1)
     rows = [list(columns), rules, *zip(*columns.values(), strict=True)]
-    lines = ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
+    texts = [[str(cell) for cell in row] for row in rows]
+    if broken := [text for row in texts for text in row if "|" in text or "\n" in text]:
+        raise ValueError(
+            f"the cell {broken[0]!r} would break the table: "
+            r"write \vert or \Vert for a bar, and no line break"
+        )
+    lines = ["| " + " | ".join(row) + " |" for row in texts]
     return Markdown("\n".join(lines))  # type: ignore[no-untyped-call]

@@ -114,7 +114,15 @@ def error_rate(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
     -------
     float
         From 0 to 1.
+
+    Raises
+    ------
+    ValueError
+        If `labels` is not one label for each of at least one input.
     """
+    if labels.ndim != 1:
+        shape = tuple(labels.shape)
+        raise ValueError(f"labels has shape {shape}: give one class a sample, (N,)")
     model.eval()
     wrong = 0
     for batch, target in batches(inputs, labels, batch_size=100):
@@ -163,16 +171,23 @@ def fit(
     Raises
     ------
     ValueError
-        If `epochs` is below 1.
+        If `epochs` or `batch_size` is below 1, a set is empty or has not one label a
+        sample, or a learning rate is negative or not finite.
     """
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}")
+    for inputs, labels in (train, test):
+        batches(inputs, labels, batch_size=batch_size)  # refuses bad sets at once
     updates = math.ceil(len(train[0]) / batch_size)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     history: list[Epoch] = []
     for number in range(1, epochs + 1):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(number)
+        rate = learning_rate(number)
+        if not 0 <= rate < math.inf:
+            raise ValueError(
+                f"learning_rate({number}) is {rate}: return a finite number >= 0"
+            )
+        optimizer.param_groups[0]["lr"] = rate
         data = batches(*train, batch_size=batch_size, seed=number)
         shown = _progress(data, updates, f"epoch {number}/{epochs}")
         epoch = train_epoch(model, shown, optimizer, monitor=monitor)
