@@ -307,3 +307,29 @@ def test_epoch_without_a_batch_is_refused():
 def test_error_rate_refuses_what_is_not_one_label_a_sample(labels, message):
     with pytest.raises(ValueError, match=message):
         error_rate(network(), INPUTS, labels)
+
+
+def test_a_long_gradient_is_scaled_to_the_largest_norm_and_recorded_unscaled() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    before = [p.detach().clone() for p in model.parameters()]
+    data = [(100 * torch.randn(8, 3), torch.randint(2, (8,)))]
+    sgd = torch.optim.SGD(model.parameters(), lr=1.0)
+    epoch = train_epoch(model, data, sgd, max_norm=0.5)
+    steps = [(b - p).flatten() for b, p in zip(before, model.parameters(), strict=True)]
+    assert epoch.gradient_norms[0] > 5
+    assert torch.cat(steps).norm().item() == pytest.approx(0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("max_norm", [0.0, -1.0, math.nan])
+def test_a_largest_norm_that_is_not_positive_is_refused(max_norm: float) -> None:
+    data = (torch.randn(4, 3), torch.zeros(4, dtype=torch.long))
+    with pytest.raises(ValueError, match="max_norm must be positive"):
+        fit(
+            nn.Linear(3, 2),
+            data,
+            data,
+            epochs=1,
+            learning_rate=lambda epoch: 0.1,
+            max_norm=max_norm,
+        )

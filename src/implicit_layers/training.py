@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.nn.utils import get_total_norm
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from implicit_layers.data import batches
 
@@ -27,7 +27,7 @@ class Epoch:
     seconds
         Wall-clock time of the training batches (not of the test).
     gradient_norms
-        Euclidean norm of the whole gradient, one entry an update.
+        Euclidean norm of the whole gradient before clipping, one entry an update.
     records
         What `monitor` returned, one entry an update; empty without a monitor.
     test_error
@@ -51,6 +51,7 @@ def train_epoch(
     data: Iterable[tuple[Tensor, Tensor]],
     optimizer: torch.optim.Optimizer,
     *,
+    max_norm: float = math.inf,
     monitor: Callable[[], Any] | None = None,
 ) -> Epoch:
     """Train on each batch once with the cross-entropy loss.
@@ -65,6 +66,8 @@ def train_epoch(
         Batches of inputs (B, ...) and labels (B,).
     optimizer
         Holds the parameters of `model`.
+    max_norm
+        A longer gradient is scaled down to this norm before the step.
     monitor
         Called after each backward pass, before the step; what it returns is kept in
         the records.
@@ -87,11 +90,14 @@ def train_epoch(
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        norms.append(get_total_norm(gradients).item())
+        norm = get_total_norm(gradients)
+        norms.append(norm.item())
         losses.append(loss.item())
         if monitor is not None:
             records.append(monitor())
         if math.isfinite(norms[-1]):
+            if norms[-1] > max_norm:
+                clip_grads_with_norm_(model.parameters(), max_norm, norm)
             optimizer.step()
     if not losses:
         raise ValueError("data holds no batch: give at least one (inputs, labels)")
@@ -138,6 +144,7 @@ def fit(
     epochs: int,
     learning_rate: Callable[[int], float],
     batch_size: int = 100,
+    max_norm: float = math.inf,
     monitor: Callable[[], Any] | None = None,
     stop: Callable[[Epoch], bool] | None = None,
 ) -> list[Epoch]:
@@ -158,7 +165,7 @@ def fit(
         The step size as a function of the epoch, counted from 1.
     batch_size
         Samples an update.
-    monitor
+    max_norm, monitor
         See `train_epoch`.
     stop
         Called with each finished epoch; training ends early when it returns True.
@@ -171,11 +178,14 @@ def fit(
     Raises
     ------
     ValueError
-        If `epochs` or `batch_size` is below 1, a set is empty or has not one label a
-        sample, or a learning rate is negative or not finite.
+        If `epochs` or `batch_size` is below 1, `max_norm` is not positive, a set is
+        empty or has not one label a sample, or a learning rate is negative or not
+        finite.
     """
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}")
+    if not max_norm > 0:
+        raise ValueError(f"max_norm must be positive, got {max_norm}")
     for inputs, labels in (train, test):
         batches(inputs, labels, batch_size=batch_size)  # refuses bad sets at once
     updates = math.ceil(len(train[0]) / batch_size)
@@ -190,7 +200,7 @@ def fit(
         optimizer.param_groups[0]["lr"] = rate
         data = batches(*train, batch_size=batch_size, seed=number)
         shown = _progress(data, updates, f"epoch {number}/{epochs}")
-        epoch = train_epoch(model, shown, optimizer, monitor=monitor)
+        epoch = train_epoch(model, shown, optimizer, max_norm=max_norm, monitor=monitor)
         epoch = replace(epoch, test_error=error_rate(model, *test))
         history.append(epoch)
         if stop is not None and stop(epoch):
