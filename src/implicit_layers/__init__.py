@@ -1,1 +1,20 @@
 """The shared module of the book *Deep Implicit Layers, executable*."""
+
+from implicit_layers.implicit import implicit_fixed_point, spectral_radius
+from implicit_layers.solvers import (
+    Solution,
+    anderson,
+    broyden,
+    fixed_point_iteration,
+    newton,
+)
+
+__all__ = [
+    "Solution",
+    "anderson",
+    "broyden",
+    "fixed_point_iteration",
+    "implicit_fixed_point",
+    "newton",
+    "spectral_radius",
+]

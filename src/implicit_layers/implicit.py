@@ -1,0 +1,375 @@
+"""How the gradient of a root is found: by the implicit function theorem, or cheaply."""
+
+import math
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function, grad
+from torch.linalg import vector_norm
+
+from implicit_layers.solvers import (
+    Map,
+    Solution,
+    anderson,
+    fixed_point_iteration,
+    flat,
+    refuse_bad_batch,
+)
+
+#: A solver: called with f, a start and options.
+Solver = Callable[..., Solution]
+
+
+def implicit_fixed_point(
+    f: Map,
+    z0: Tensor,
+    *,
+    solver: Solver = anderson,
+    gradient: str = "implicit",
+    order: int = 2,
+    steps: int = 1,
+    damping: float = 0.5,
+    backward_solver: Solver | None = None,
+    on_failure: str = "warn",
+    **solver_options: Any,
+) -> tuple[Tensor, Solution]:
+    """Solve z = f(z) off the tape and give the solution a gradient.
+
+    Gradients reach every tensor that f touches, closed over or not. In `no_grad` or
+    `inference_mode` the solution is returned as it is.
+
+    Parameters
+    ----------
+    f
+        Maps a batch (B, ...) to the same shape, each sample by itself.
+    z0
+        Where to start, (B, ...), float32 or float64. No gradient flows to it.
+    solver
+        `fixed_point_iteration`, `anderson`, `broyden`, `newton`, or one of your own
+        that is called likewise.
+    gradient
+        `"implicit"`: exact, by the implicit function theorem, at the cost of one linear
+        system a backward pass (Christianson 1994; Bai et al. 2019).
+        `"unrolled"`: through the last `steps` applications of f.
+        `"neumann"`: the linear system's solution cut to `steps` terms of its Neumann
+        series; the same numbers as `"unrolled"` with the memory of one step.
+        `"jfb"`: one term, the identity in place of the inverse (Fung et al. 2022).
+        `"phantom"`: through `steps` damped steps (Geng et al. 2021).
+        The error of the last four falls with `steps` like the spectral radius of the
+        Jacobian (of the damped map for `"phantom"`) to that power.
+    order
+        For `"implicit"`: derivatives up to this one are exact. Each order costs one
+        evaluation of f and its memory.
+    steps
+        For `"unrolled"`, `"neumann"` and `"phantom"`, at least 1.
+    damping
+        For `"phantom"`: the step is z <- (1 - damping) z + damping f(z); above 0 and
+        at most 1.
+    backward_solver
+        Solves (I - J)^T u = v in the form u = v + J^T u, with v scaled to a largest
+        entry of 1 in each sample. None: the LU factors of `newton`, refined, where
+        there are some, else `anderson`, both with the tolerances of the solver.
+    on_failure
+        `"warn"`, `"raise"` or `"ignore"` when samples did not converge, in the forward
+        or in the backward pass. Their output is the best iterate, and their gradient
+        the one which that would have as a solution.
+    **solver_options
+        Go to `solver`: `atol`, `rtol`, `max_iter`, `memory`, ...
+
+    Returns
+    -------
+    tuple[Tensor, Solution]
+        The solution with its gradient, (B, ...), and what the solver says of it.
+
+    Raises
+    ------
+    TypeError
+        If `z0` is no floating-point tensor, a solver cannot be called, or a solver
+        option is unknown.
+    ValueError
+        If `gradient` or `on_failure` is unknown, `order` or `steps` is below 1,
+        `damping` is out of range, or the solver refuses its input.
+    RuntimeError
+        If samples did not converge and `on_failure` is `"raise"`.
+
+    Notes
+    -----
+    The exact gradient is that of one Newton step from the solution whose matrix is held
+    constant: its value is the solution, its derivative that of the implicit function
+    theorem. A second step, from the first one's result, makes second derivatives
+    exact, and so on. See the chapter on implicit functions.
+    """
+    _refuse_arguments(solver, gradient, order, steps, damping, backward_solver)
+    report = _Report(on_failure)
+    with torch.no_grad():
+        solution = solver(f, z0, **solver_options)
+    report("solver", solution.converged, solution.residual)
+    z = solution.z
+    if not torch.is_grad_enabled():
+        return z, solution
+    if gradient == "implicit":
+        inverse = _inverse(solution, backward_solver, report, solver_options)
+        return _newton_steps(f, z, inverse, order), solution
+    if gradient == "neumann":
+        return _newton_steps(f, z, partial(_neumann, steps=steps), 1), solution
+    factor = damping if gradient == "phantom" else 1.0
+    for _ in range(1 if gradient == "jfb" else steps):
+        z = f(z) if factor == 1 else torch.lerp(z, f(z), factor)
+    return z, solution
+
+
+def spectral_radius(
+    f: Map, z: Tensor, *, iterations: int = 100, seed: int = 0
+) -> Tensor:
+    """Spectral radius of the Jacobian of f at z, for each sample.
+
+    A random vector is multiplied by the transposed Jacobian again and again; the result
+    is the geometric mean of the growth of its norm over the second half of the
+    products. A mean is right also for a complex pair of largest eigenvalues, around
+    which single factors oscillate. The error falls like one over `iterations` at worst.
+
+    Parameters
+    ----------
+    f
+        Maps a batch (B, ...) to the same shape, each sample by itself.
+    z
+        Where the Jacobian is taken, (B, ...).
+    iterations
+        Vector-Jacobian products, at least 2.
+    seed
+        Of the random vector to start from.
+
+    Returns
+    -------
+    Tensor
+        The radii, (B,).
+
+    Raises
+    ------
+    TypeError
+        If `z` is no floating-point tensor.
+    ValueError
+        If `z` has no batch dimension or holds a NaN or an infinity, or `iterations` is
+        below 2.
+    """
+    refuse_bad_batch("z", z)
+    if iterations < 2:
+        raise ValueError(f"iterations must be at least 2, got {iterations}")
+    with torch.enable_grad():
+        point = z.detach().requires_grad_()
+        linear = _Linearisation(point, f(point))
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.randn(flat(z).shape, generator=generator, dtype=torch.float64)
+    vector, growth = start.to(z), z.new_zeros(len(z))
+    for i in range(iterations):
+        vector = flat(linear.product(vector.view(z.shape), transposed=True))
+        norm = vector_norm(vector, dim=1)
+        vector = vector / norm.clamp(min=torch.finfo(z.dtype).tiny)[:, None]
+        if i >= iterations // 2:
+            growth = growth + norm.log()
+    return (growth / (iterations - iterations // 2)).exp()
+
+
+class _Linearisation:
+    """The map near a point of the tape: products with its Jacobian there."""
+
+    def __init__(self, point: Tensor, value: Tensor) -> None:
+        self.point, self.value = point, value
+
+    def product(self, vector: Tensor, transposed: bool) -> Tensor:
+        """J times a vector (B, ...), or the transpose of J times it."""
+        if not self.value.requires_grad:
+            return torch.zeros_like(vector)
+        if transposed:
+            return self._vjp(vector)
+        # the transposed product is linear in its vector, and its derivative is J
+        with torch.enable_grad():
+            dual = torch.zeros_like(vector).requires_grad_()
+            product = self._vjp(dual, create_graph=True)
+        if not product.requires_grad:
+            return torch.zeros_like(vector)
+        return grad(product, dual, vector, materialize_grads=True)[0]
+
+    def _vjp(self, vector: Tensor, create_graph: bool = False) -> Tensor:
+        return grad(
+            self.value,
+            self.point,
+            vector,
+            retain_graph=True,
+            create_graph=create_graph,
+            materialize_grads=True,
+        )[0]
+
+
+#: Multiplies a batch by the inverse of I - J (or, if transposed, of its transpose).
+_Inverse = Callable[[_Linearisation, Tensor, bool], Tensor]
+
+
+def _newton_steps(f: Map, z: Tensor, inverse: _Inverse, order: int) -> Tensor:
+    """Take Newton steps with one constant matrix on the tape; their value is z."""
+    point = _Gate.apply(z.detach().requires_grad_(), True)
+    value = f(point)
+    solve = partial(inverse, _Linearisation(point, value))
+    z = _NewtonStep.apply(point, value, solve)
+    for _ in range(order - 1):
+        point = _Gate.apply(z, False)
+        z = _NewtonStep.apply(point, f(point), solve)
+    return z.clone()
+
+
+class _NewtonStep(Function):
+    """z + C(f(z) - z), with C zero forward and the transposed solve backward."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, fz: Tensor, solve: Any) -> Tensor:
+        ctx.solve = solve
+        ctx.set_materialize_grads(False)
+        return z.view_as(z)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor | None) -> Any:
+        if v is None:
+            return None, None, None
+        u = _Solve.apply(v, ctx.solve, True)
+        return v - u, u, None
+
+
+class _Solve(Function):
+    """A linear solve, the derivative of which is the transposed one."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, solve: Any, transposed: bool) -> Tensor:
+        ctx.solve, ctx.transposed = solve, transposed
+        return solve(v, transposed)
+
+    @staticmethod
+    def backward(ctx: Any, w: Tensor) -> Any:
+        return _Solve.apply(w, ctx.solve, not ctx.transposed), None, None
+
+
+class _Gate(Function):
+    """The identity; its gradient is dropped where it is known to be zero.
+
+    A Newton step does not depend on where it starts, to first order. So a first
+    derivative needs the last step alone, until some pass records a graph of its own
+    for higher ones.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, locked: bool) -> Tensor:
+        ctx.locked, ctx.open = locked, False
+        ctx.set_materialize_grads(False)
+        return z.view_as(z)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor | None) -> Any:
+        ctx.open = ctx.open or torch.is_grad_enabled()
+        return v if ctx.open and not ctx.locked else None, None
+
+
+def _inverse(
+    solution: Solution,
+    backward_solver: Solver | None,
+    report: "_Report",
+    options: dict[str, Any],
+) -> _Inverse:
+    """The way in which this call's adjoint systems are solved."""
+    shared = {k: options[k] for k in ("atol", "rtol", "max_iter") if k in options}
+    if backward_solver is None and solution.factors is not None:
+        refine = partial(fixed_point_iteration, **shared)
+        return partial(_solved, solver=refine, factors=solution.factors, report=report)
+    solver = backward_solver or partial(anderson, **shared)
+    return partial(_solved, solver=solver, factors=None, report=report)
+
+
+def _solved(
+    linear: _Linearisation,
+    v: Tensor,
+    transposed: bool,
+    *,
+    solver: Solver,
+    factors: tuple[Tensor, Tensor] | None,
+    report: "_Report",
+) -> Tensor:
+    """Solve u = v + J^T u (or with J), from factors of a matrix near I - J if given."""
+    if v.numel() == 0:
+        return v
+    known = v.isfinite()
+    scale = flat(v).abs().amax(dim=1)
+    scale = torch.where((scale > 0) & (scale < math.inf), scale, 1)
+    scale = scale.view(-1, *[1] * (v.ndim - 1))
+    right = v / scale
+
+    def improved(u: Tensor) -> Tensor:
+        u_next = right + linear.product(u, transposed)
+        if factors is None:
+            return u_next
+        columns = flat(u_next - u)[:, :, None]
+        change = torch.linalg.lu_solve(*factors, columns, adjoint=transposed)
+        return u + change.view(v.shape)
+
+    start = torch.where(known, right, 0)
+    solution = solver(improved, start)
+    usable = flat(known).all(dim=1)
+    report("backward solver", solution.converged | ~usable, solution.residual)
+    return torch.where(known, solution.z * scale, v)
+
+
+def _neumann(
+    linear: _Linearisation, v: Tensor, transposed: bool, *, steps: int
+) -> Tensor:
+    """The first terms of the Neumann series of the inverse, times v."""
+    term = total = v
+    for _ in range(steps - 1):
+        term = linear.product(term, transposed)
+        total = total + term
+    return total
+
+
+class _Report:
+    """Says what did not converge, in the way that the caller asked for."""
+
+    def __init__(self, on_failure: str) -> None:
+        if on_failure not in ("warn", "raise", "ignore"):
+            raise ValueError(
+                f"on_failure is {on_failure!r}: give 'warn', 'raise' or 'ignore'"
+            )
+        self.on_failure = on_failure
+
+    def __call__(self, who: str, converged: Tensor, residual: Tensor) -> None:
+        if self.on_failure == "ignore" or bool(converged.all()):
+            return
+        failed = ~converged
+        message = (
+            f"the {who} did not converge for {int(failed.sum())} of {len(failed)} "
+            f"samples, largest residual {float(residual[failed].max()):.1e}: raise "
+            "max_iter, loosen the tolerances or take another solver"
+        )
+        if self.on_failure == "raise":
+            raise RuntimeError(message)
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
+
+
+def _refuse_arguments(
+    solver: object,
+    gradient: str,
+    order: int,
+    steps: int,
+    damping: float,
+    backward_solver: object,
+) -> None:
+    modes = ("implicit", "unrolled", "neumann", "jfb", "phantom")
+    if gradient not in modes:
+        raise ValueError(f"gradient is {gradient!r}: give one of {', '.join(modes)}")
+    for name, value in (("order", order), ("steps", steps)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a whole number from 1, got {value!r}")
+    if not 0 < damping <= 1:
+        raise ValueError(f"damping must be above 0 and at most 1, got {damping}")
+    for name, given in (("solver", solver), ("backward_solver", backward_solver)):
+        if given is not None and not callable(given):
+            raise TypeError(f"{name} is {given!r}: give a function such as anderson")

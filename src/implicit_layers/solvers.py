@@ -1,0 +1,567 @@
+"""How a root is found: four solvers for z = f(z), one way to call them, one result."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.linalg import vector_norm
+
+#: A map of a batch (B, ...) to the same shape that treats each sample alone.
+Map = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a solver found, sample by sample.
+
+    Attributes
+    ----------
+    z
+        The iterate at which each sample converged, else its best, (B, ...); always
+        finite, never part of a graph.
+    residual
+        Euclidean norm of f(z) - z over the entries of each sample, (B,); infinite
+        where f gave nothing finite.
+    converged
+        Whether residual <= atol + rtol * norm of f(z), (B,) of bool.
+    iterations
+        Evaluations of f after which each sample had converged or given up, (B,).
+    trace
+        Largest finite residual over the batch at each evaluation, (evaluations,).
+    factors
+        From `newton` alone: LU factors (B, d, d) and pivots (B, d) of I - J, with J the
+        Jacobian of f at an iterate near the solution, and d entries a sample.
+    """
+
+    z: Tensor
+    residual: Tensor
+    converged: Tensor
+    iterations: Tensor
+    trace: Tensor
+    factors: tuple[Tensor, Tensor] | None = None
+
+
+@torch.no_grad()
+def fixed_point_iteration(
+    f: Map, z0: Tensor, *, atol: float = 1e-6, rtol: float = 1e-5, max_iter: int = 100
+) -> Solution:
+    """Repeat z <- f(z).
+
+    Near a solution the error shrinks by the spectral radius of the Jacobian of f with
+    each evaluation; where that is above 1 the iteration is driven away. Convergence is
+    tested at every second evaluation.
+
+    Parameters
+    ----------
+    f
+        Maps a batch (B, ...) to the same shape, each sample by itself. It must return
+        new memory and leave its argument as it is.
+    z0
+        Where to start, (B, ...), float32 or float64.
+    atol, rtol
+        A sample has converged when the norm of f(z) - z is at most
+        atol + rtol * norm of f(z).
+    max_iter
+        Largest number of evaluations of f.
+
+    Returns
+    -------
+    Solution
+        Samples that did not converge are marked so and hold their best iterate.
+
+    Raises
+    ------
+    TypeError
+        If `z0` is no floating-point tensor.
+    ValueError
+        If `z0` has no batch dimension or holds a NaN or an infinity, if f(z0) differs
+        from it in shape, dtype or device, or if a tolerance or count is out of range.
+    """
+    run = _Run(f, z0, atol, rtol, max_iter)
+    z = run.z
+    while run.goes_on:
+        fz, _, norm = run.evaluate(z)
+        if run.even:
+            run.record(z, fz, norm)
+        z = run.hold(fz) if run.lost else fz
+    return run.solution()
+
+
+@torch.no_grad()
+def anderson(
+    f: Map,
+    z0: Tensor,
+    *,
+    atol: float = 1e-6,
+    rtol: float = 1e-5,
+    max_iter: int = 100,
+    memory: int = 5,
+    ridge: float | None = None,
+) -> Solution:
+    """Anderson acceleration, type II, with its own coefficients for each sample.
+
+    The next iterate combines the last values of f such that the same combination of
+    their residuals is smallest; on a linear map that is, in essence, GMRES. A sample
+    takes plain steps as long as those promise to end within a dozen more. A sample that
+    has not improved for a while forgets its history.
+
+    Parameters
+    ----------
+    f, z0, atol, rtol, max_iter
+        See `fixed_point_iteration`.
+    memory
+        Differences of iterates that are kept, at least 1; twice this number of states
+        is the memory needed.
+    ridge
+        Regularisation of the least-squares problem, relative to the diagonal of its
+        normal equations; 8 units of rounding if None.
+
+    Returns
+    -------
+    Solution
+        See `fixed_point_iteration`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        See `fixed_point_iteration`; also for `memory` below 1 and a negative `ridge`.
+
+    Notes
+    -----
+    Anderson (1965); Walker and Ni (2011), equation 2.1 and section 4.
+    """
+    _refuse_count("memory", memory)
+    ridge = 8 * torch.finfo(z0.dtype).eps if ridge is None else ridge
+    _refuse_negative("ridge", ridge)
+    run = _Run(f, z0, atol, rtol, max_iter)
+    z, window, before = run.z, None, None
+    slow = torch.zeros_like(run.finished)
+    while run.goes_on:
+        fz, step, norm = run.evaluate(z)
+        if run.even:
+            tolerance = run.record(z, fz, norm)
+            if before is not None:
+                # two evaluations gained norm / before; six such pairs will not do
+                slow |= ~(norm * (norm / before) ** 6 <= tolerance)
+            before = norm
+        if window is not None:
+            z = run.hold(window.mix(fz, step, norm, slow))
+            continue
+        if run.even and bool(slow.any()):
+            window = _Window(fz, step, norm, memory, ridge)
+        z = run.hold(fz) if run.lost else fz
+    return run.solution()
+
+
+@torch.no_grad()
+def broyden(
+    f: Map,
+    z0: Tensor,
+    *,
+    atol: float = 1e-6,
+    rtol: float = 1e-5,
+    max_iter: int = 100,
+    memory: int = 20,
+    line_search: bool = False,
+) -> Solution:
+    """Broyden's "good" method with limited memory, for each sample by itself.
+
+    The inverse of I - J is approximated by the unit matrix plus one rank-one term an
+    iteration. A full memory is emptied, and the approximation starts anew.
+
+    Parameters
+    ----------
+    f, z0, atol, rtol, max_iter
+        See `fixed_point_iteration`.
+    memory
+        Rank-one terms that are kept, at least 1; twice this number of states is the
+        memory needed.
+    line_search
+        Halve a step for which the residual does not fall, up to eight times.
+
+    Returns
+    -------
+    Solution
+        See `fixed_point_iteration`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        See `fixed_point_iteration`; also for `memory` below 1.
+
+    Notes
+    -----
+    Broyden (1965), equation 4.9 ("method 1"); Kelley (1995), section 7.3.
+    """
+    _refuse_count("memory", memory)
+    run = _Run(f, z0, atol, rtol, max_iter)
+    z = run.z
+    _, direction, norm = run.start()
+    inverse = _RankOneTerms(z, memory)
+    step, halvings = direction, torch.zeros_like(run.iterations)
+    while run.goes_on:
+        trial = run.hold(z + step)
+        fz, residual, trial_norm = run.evaluate(trial)
+        run.record(trial, fz, trial_norm)
+        back = torch.zeros_like(run.finished)
+        if line_search:
+            back = ~(trial_norm < norm) & (halvings < 8)
+            halvings = torch.where(back, halvings + 1, 0)
+        turned = inverse.update(step, direction, residual, ~back)
+        norm = torch.where(back, norm, trial_norm)
+        z, direction = _choose(back, z, trial), _choose(back, direction, turned)
+        step = _choose(back, step / 2, direction)
+    return run.solution()
+
+
+@torch.no_grad()
+def newton(
+    f: Map,
+    z0: Tensor,
+    *,
+    atol: float = 1e-6,
+    rtol: float = 1e-5,
+    max_iter: int = 50,
+    jacobian: Map | None = None,
+    reuse: float = 0.5,
+) -> Solution:
+    """Newton's method with a guarded step, for each sample by itself.
+
+    The step solves (I - J) s = f(z) - z. It is halved until the norm of the residual
+    falls; a sample for which a thousandth of the step does not help, or whose matrix is
+    singular, has failed.
+
+    Parameters
+    ----------
+    f, z0, atol, rtol
+        See `fixed_point_iteration`.
+    max_iter
+        Largest number of evaluations of f.
+    jacobian
+        Gives the Jacobian of f at z, (B, d, d) with d entries a sample; if None it
+        is computed by `torch.func`, in d vector-Jacobian products at once.
+    reuse
+        A sample keeps its LU factors while a step leaves at most this fraction of its
+        residual, from 0 (factor at each step, quadratic convergence) to below 1.
+
+    Returns
+    -------
+    Solution
+        See `fixed_point_iteration`; with `factors`, the last that were made.
+
+    Raises
+    ------
+    TypeError, ValueError
+        See `fixed_point_iteration`; also for `reuse` out of range and a Jacobian of
+        another shape.
+
+    Notes
+    -----
+    Nocedal and Wright (2006), section 11.1; reusing factors is the chord or Shamanskii
+    method, Kelley (1995), section 5.4.
+    """
+    if not 0 <= reuse < 1:
+        raise ValueError(f"reuse must be at least 0 and below 1, got {reuse}")
+    run = _Run(f, z0, atol, rtol, max_iter)
+    z = run.z
+    _, residual, norm = run.start()
+    matrices = _NewtonMatrices(run, jacobian)
+    fraction = torch.ones_like(norm)
+    old = ~run.finished  # whose factors belong to another iterate
+    worn = old  # who gets new ones
+    while run.goes_on:
+        matrices.factor(z, worn)
+        old = old & ~worn
+        step = matrices.solve(residual)
+        trial = run.hold(z + fraction[:, None] * step)
+        fz, new, trial_norm = run.evaluate(trial)
+        run.record(trial, fz, trial_norm)
+        falls = trial_norm < norm
+        # a step along old factors that fails says nothing about Newton's
+        fraction = torch.where(falls | old, 1.0, fraction / 2)
+        run.give_up(fraction < 1e-3)
+        worn = ~(trial_norm <= reuse * norm) & (falls | old) & ~run.finished
+        old = old | falls
+        z, residual = _choose(falls, trial, z), _choose(falls, new, residual)
+        norm = torch.where(falls, trial_norm, norm)
+    return run.solution(matrices.factors)
+
+
+class _Run:
+    """One call of a solver: where each sample stands, and who has finished."""
+
+    def __init__(
+        self, f: Map, z0: Tensor, atol: float, rtol: float, max_iter: int
+    ) -> None:
+        refuse_bad_batch("z0", z0)
+        _refuse_negative("atol", atol)
+        _refuse_negative("rtol", rtol)
+        _refuse_count("max_iter", max_iter)
+        self.f, self.z0 = f, z0
+        self.atol, self.rtol, self.max_iter = atol, rtol, max_iter
+        self.z = flat(z0.detach())
+        self.residual = torch.full_like(self.z[:, :1], math.inf)[:, 0]
+        self.finished = torch.zeros(len(z0), dtype=torch.bool, device=z0.device)
+        self.converged = self.finished
+        self.iterations = torch.zeros_like(self.finished, dtype=torch.long)
+        self.trace: list[Tensor] = []
+        self.left = len(z0)
+        self.lost = False  # whether a sample left the finite numbers
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of f so far."""
+        return len(self.trace)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is a sample to solve and an evaluation left."""
+        return self.left > 0 and self.evaluations < self.max_iter
+
+    @property
+    def even(self) -> bool:
+        """Whether a solver that tests every second evaluation tests this one."""
+        return self.evaluations % 2 == 0 or self.evaluations == self.max_iter
+
+    def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """f(z), f(z) - z, and the norm of that for each sample."""
+        fz = self.f(z.view(self.z0.shape))
+        if not self.trace:
+            _refuse_output(fz, self.z0)
+        fz = fz.reshape(z.shape)
+        residual = fz - z
+        norm = vector_norm(residual, dim=1)
+        self.trace.append(norm)
+        return fz, residual, norm
+
+    def start(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Evaluate f at the start and test it, if there is a sample."""
+        if not self.goes_on:
+            return self.z, torch.zeros_like(self.z), self.residual
+        fz, residual, norm = self.evaluate(self.z)
+        self.record(self.z, fz, norm)
+        return fz, residual, norm
+
+    def record(self, z: Tensor, fz: Tensor, norm: Tensor) -> Tensor:
+        """Keep what is better, note who has finished; the tolerance of each sample."""
+        tolerance = vector_norm(fz, dim=1).mul_(self.rtol).add_(self.atol)
+        finite = norm < math.inf
+        small = (norm <= tolerance) & finite
+        better = (small | (norm < self.residual)) & ~self.finished
+        if bool(better.all()):
+            self.z, self.residual = z, norm
+        else:
+            self.z = _choose(better, z, self.z)
+            self.residual = torch.where(better, norm, self.residual)
+        if bool((small | ~finite).any()):
+            self.converged = self.converged | (small & ~self.finished)
+            self.lost = self.lost or not bool(finite.all())
+            self.give_up(small | ~finite)
+        return tolerance
+
+    def give_up(self, samples: Tensor) -> None:
+        """Count the given samples as finished."""
+        new = samples & ~self.finished
+        self.iterations = torch.where(new, self.evaluations, self.iterations)
+        self.finished = self.finished | new
+        self.left = len(new) - int(self.finished.sum())
+
+    def hold(self, z: Tensor) -> Tensor:
+        """Put finished samples back to where they ended."""
+        if self.left == len(z):
+            return z
+        return _choose(self.finished, self.z, z)
+
+    def solution(self, factors: tuple[Tensor, Tensor] | None = None) -> Solution:
+        """What was found."""
+        trace = torch.stack(self.trace) if self.trace else self.residual[None, :0]
+        trace = torch.where(trace < math.inf, trace, -math.inf)
+        return Solution(
+            self.z.view(self.z0.shape).clone(),
+            self.residual,
+            self.converged,
+            torch.where(self.finished, self.iterations, self.evaluations),
+            trace.amax(dim=1) if self.trace else self.residual[:0],
+            factors,
+        )
+
+
+class _Window:
+    """The last differences of residuals and values, for Anderson acceleration."""
+
+    def __init__(
+        self, fz: Tensor, residual: Tensor, norm: Tensor, memory: int, ridge: float
+    ) -> None:
+        batch, size = fz.shape
+        self.fz, self.residual, self.ridge = fz, residual, ridge
+        self.residuals, self.values = fz.new_zeros(2, batch, memory, size)
+        self.gram = fz.new_zeros(batch, memory, memory, dtype=torch.float64)
+        self.lowest, self.age = norm, torch.zeros_like(norm)
+        self.pushed = 0
+
+    def mix(self, fz: Tensor, residual: Tensor, norm: Tensor, active: Tensor) -> Tensor:
+        """The next iterate: Anderson's where active, else a plain step."""
+        memory = self.residuals.shape[1]
+        slot = self.pushed % memory
+        self.pushed += 1
+        self.residuals[:, slot] = residual - self.residual
+        self.values[:, slot] = fz - self.fz
+        self.fz, self.residual = fz, residual
+        pair = torch.stack([self.residuals[:, slot], residual], dim=2)
+        row, right = (self.residuals @ pair).double().unbind(dim=2)
+        self.gram[:, slot] = row
+        self.gram[:, :, slot] = row
+        self._forget_stagnant(norm)
+        weights = self._weights(right).to(fz.dtype) * active[:, None]
+        return fz - (weights[:, None] @ self.values)[:, 0]
+
+    def _forget_stagnant(self, norm: Tensor) -> None:
+        """Empty the history of samples without a new lowest residual for long."""
+        self.age = torch.where(norm < self.lowest, 0, self.age + 1)
+        self.lowest = torch.minimum(norm, self.lowest)
+        stagnant = self.age > 3 * self.residuals.shape[1]
+        if bool(stagnant.any()):
+            for history in (self.residuals, self.values, self.gram):
+                history[stagnant] = 0
+            self.age = torch.where(stagnant, 0, self.age)
+
+    def _weights(self, right: Tensor) -> Tensor:
+        """Solve the normal equations, scaled to unit diagonal; 0 for empty slots."""
+        diagonal = self.gram.diagonal(dim1=1, dim2=2)
+        scale = torch.where(diagonal > 0, diagonal.rsqrt(), 0)
+        matrix = self.gram * scale[:, :, None] * scale[:, None]
+        matrix.diagonal(dim1=1, dim2=2).fill_(1 + self.ridge)
+        solved = torch.linalg.solve_ex(matrix, scale * right)[0]
+        return (scale * solved).nan_to_num(0, 0, 0)
+
+
+class _RankOneTerms:
+    """The unit matrix plus rank-one terms: an approximate inverse for each sample."""
+
+    def __init__(self, z: Tensor, memory: int) -> None:
+        self.left, self.right = z.new_zeros(2, len(z), memory, z.shape[1])
+        self.used = 0
+
+    def update(
+        self, step: Tensor, direction: Tensor, residual: Tensor, moved: Tensor
+    ) -> Tensor:
+        """Take in a step, for samples that moved; the next direction.
+
+        `direction` is the inverse applied to the residual before the step, and
+        `residual` is the one after it.
+        """
+        if self.used == self.left.shape[1]:
+            self.used = 0
+            return residual
+        turned = self._product(self.right, residual, self.left) + residual
+        change = direction - turned
+        scale = (step * change).sum(dim=1)
+        usable = moved & (scale.abs() > torch.finfo(step.dtype).tiny)
+        factor = torch.where(usable, 1 / scale, 0)[:, None]
+        self.left[:, self.used] = (step - change) * factor
+        self.right[:, self.used] = self._product(self.left, step, self.right) + step
+        term = (self.right[:, self.used] * residual).sum(dim=1, keepdim=True)
+        turned = turned + self.left[:, self.used] * term
+        self.used += 1
+        return turned
+
+    def _product(self, first: Tensor, vector: Tensor, second: Tensor) -> Tensor:
+        """The sum over terms of `second` times the product of `first` and `vector`."""
+        first, second = first[:, : self.used], second[:, : self.used]
+        return ((first @ vector[:, :, None]).mT @ second)[:, 0]
+
+
+class _NewtonMatrices:
+    """LU factors of I - J, made anew only for the samples that ask for it."""
+
+    def __init__(self, run: _Run, jacobian: Map | None) -> None:
+        self.run, self.jacobian = run, jacobian
+        batch, size = run.z.shape
+        factors = torch.eye(size, dtype=run.z.dtype, device=run.z.device)
+        pivots = torch.arange(1, size + 1, dtype=torch.int32, device=run.z.device)
+        self.factors = factors.expand(batch, -1, -1), pivots.expand(batch, -1)
+
+    def factor(self, z: Tensor, samples: Tensor) -> None:
+        """Factor I - J at z for the given samples; a singular matrix ends a sample."""
+        if not bool(samples.any()):
+            return
+        matrix = self._jacobian_at(z)[samples].neg_()
+        matrix.diagonal(dim1=1, dim2=2).add_(1)
+        factors, pivots, singular = torch.linalg.lu_factor_ex(matrix)
+        bad = (singular > 0) | ~factors.isfinite().all(dim=2).all(dim=1)
+        if bool(bad.any()):
+            self.run.give_up(samples.masked_scatter(samples, bad))
+            factors[bad] = torch.eye(len(factors[0]), dtype=z.dtype, device=z.device)
+        if bool(samples.all()):
+            self.factors = factors, pivots
+        else:
+            old_factors, old_pivots = self.factors
+            self.factors = old_factors.clone(), old_pivots.clone()
+            self.factors[0][samples] = factors
+            self.factors[1][samples] = pivots
+
+    def solve(self, right: Tensor) -> Tensor:
+        """Multiply by the inverse, sample by sample."""
+        return torch.linalg.lu_solve(*self.factors, right[:, :, None])[:, :, 0]
+
+    def _jacobian_at(self, z: Tensor) -> Tensor:
+        batch, size = z.shape
+        point = z.view(self.run.z0.shape)
+        if self.jacobian is not None:
+            matrix = self.jacobian(point)
+            if matrix.shape != (batch, size, size):
+                raise ValueError(
+                    f"jacobian gave shape {tuple(matrix.shape)}: expected "
+                    f"{(batch, size, size)}, one matrix a sample"
+                )
+            return matrix
+        vjp = torch.func.vjp(lambda z: flat(self.run.f(z)), point)[1]
+        basis = torch.eye(size, dtype=z.dtype, device=z.device)
+        rows = torch.func.vmap(vjp)(basis[:, None].expand(size, batch, size))[0]
+        return rows.reshape(size, batch, size).transpose(0, 1)
+
+
+def flat(z: Tensor) -> Tensor:
+    """A batch (B, ...) as (B, d); a view where the memory allows it."""
+    return z.reshape(len(z), math.prod(z.shape[1:]))
+
+
+def _choose(samples: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """The first batch for the given samples, the second for the others."""
+    return torch.where(samples[:, None], first, second)
+
+
+def refuse_bad_batch(name: str, z: Tensor) -> None:
+    """Raise if z is not a batch of finite floating-point numbers."""
+    if not isinstance(z, Tensor) or not z.is_floating_point():
+        what = str(z.dtype) if isinstance(z, Tensor) else type(z).__name__
+        raise TypeError(f"{name} is {what}: give a floating-point tensor")
+    if z.ndim == 0:
+        raise ValueError(
+            f"{name} has no dimension: the first one is the batch, (B, ...)"
+        )
+    if not bool(z.isfinite().all()):
+        raise ValueError(f"{name} holds a NaN or an infinity")
+
+
+def _refuse_output(fz: object, z0: Tensor) -> None:
+    if not isinstance(fz, Tensor):
+        raise TypeError(f"f returned {type(fz).__name__}: it must return a tensor")
+    for what in ("shape", "dtype", "device"):
+        got, expected = getattr(fz, what), getattr(z0, what)
+        if got != expected:
+            raise ValueError(
+                f"f(z0) has {what} {got} and z0 {expected}: f must keep it"
+            )
+
+
+def _refuse_negative(name: str, value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be finite and not negative, got {value}")
+
+
+def _refuse_count(name: str, value: int) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number from 1, got {value!r}")
