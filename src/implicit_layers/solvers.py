@@ -85,7 +85,7 @@ def fixed_point_iteration(
         fz, _, norm = run.evaluate(z)
         if run.even:
             run.record(z, fz, norm)
-        z = run.hold(fz) if run.lost else fz
+        z = run.hold(fz) if run.wild else fz
     return run.solution()
 
 
@@ -104,8 +104,9 @@ def anderson(
 
     The next iterate combines the last values of f such that the same combination of
     their residuals is smallest; on a linear map that is, in essence, GMRES. A sample
-    takes plain steps as long as those promise to end within a dozen more. A sample that
-    has not improved for a while forgets its history.
+    takes plain steps as long as those promise to end within a dozen more. After that
+    it combines at every third step, and wherever a plain one made the residual grow;
+    a sample that has not improved for a while forgets its history.
 
     Parameters
     ----------
@@ -130,28 +131,30 @@ def anderson(
 
     Notes
     -----
-    Anderson (1965); Walker and Ni (2011), equation 2.1 and section 4.
+    Anderson (1965); Walker and Ni (2011), equation 2.1 and section 4; Banerjee,
+    Suryanarayana and Pask (2016) for combining at some steps alone.
     """
     _refuse_count("memory", memory)
+    refuse_bad_batch("z0", z0)
     ridge = 8 * torch.finfo(z0.dtype).eps if ridge is None else ridge
     _refuse_negative("ridge", ridge)
     run = _Run(f, z0, atol, rtol, max_iter)
     z, window, before = run.z, None, None
-    slow = torch.zeros_like(run.finished)
+    slow = run.finished
     while run.goes_on:
-        fz, step, norm = run.evaluate(z)
+        fz, residual, norm = run.evaluate(z)
         if run.even:
             tolerance = run.record(z, fz, norm)
             if before is not None:
                 # two evaluations gained norm / before; six such pairs will not do
-                slow |= ~(norm * (norm / before) ** 6 <= tolerance)
+                slow = slow | ~(norm * (norm / before) ** 6 <= tolerance)
             before = norm
         if window is not None:
-            z = run.hold(window.mix(fz, step, norm, slow))
-            continue
-        if run.even and bool(slow.any()):
-            window = _Window(fz, step, norm, memory, ridge)
-        z = run.hold(fz) if run.lost else fz
+            z = run.hold(window.step(fz, residual, norm, slow))
+        else:
+            if run.even and bool(slow.any()):
+                window = _Window(fz, residual, norm, memory, ridge)
+            z = run.hold(fz) if run.wild else fz
     return run.solution()
 
 
@@ -300,15 +303,17 @@ class _Run:
         _refuse_negative("rtol", rtol)
         _refuse_count("max_iter", max_iter)
         self.f, self.z0 = f, z0
-        self.atol, self.rtol, self.max_iter = atol, rtol, max_iter
+        self.rtol, self.max_iter = rtol, max_iter
         self.z = flat(z0.detach())
-        self.residual = torch.full_like(self.z[:, :1], math.inf)[:, 0]
-        self.finished = torch.zeros(len(z0), dtype=torch.bool, device=z0.device)
-        self.converged = self.finished
+        self.atol = self.z.new_tensor(atol)
+        self.residual = self.z.new_full((len(z0),), math.inf)
+        self.finished = torch.zeros_like(self.residual, dtype=torch.bool)
+        self.failed = self.finished
         self.iterations = torch.zeros_like(self.finished, dtype=torch.long)
-        self.trace: list[Tensor] = []
+        # numbers, for small tensors kept between large ones slow the allocator down
+        self.trace: list[float] = []
         self.left = len(z0)
-        self.lost = False  # whether a sample left the finite numbers
+        self.wild = False  # whether the last residuals are not all finite
 
     @property
     def evaluations(self) -> int:
@@ -333,7 +338,9 @@ class _Run:
         fz = fz.reshape(z.shape)
         residual = fz - z
         norm = vector_norm(residual, dim=1)
-        self.trace.append(norm)
+        largest = norm.amax().item()
+        self.wild = not largest < math.inf
+        self.trace.append(_largest_finite(norm) if self.wild else largest)
         return fz, residual, norm
 
     def start(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -346,94 +353,93 @@ class _Run:
 
     def record(self, z: Tensor, fz: Tensor, norm: Tensor) -> Tensor:
         """Keep what is better, note who has finished; the tolerance of each sample."""
-        tolerance = vector_norm(fz, dim=1).mul_(self.rtol).add_(self.atol)
-        finite = norm < math.inf
-        small = (norm <= tolerance) & finite
-        better = (small | (norm < self.residual)) & ~self.finished
-        if bool(better.all()):
+        tolerance = torch.add(self.atol, vector_norm(fz, dim=1), alpha=self.rtol)
+        better = norm < self.residual
+        # a NaN is not greater than anything
+        over = ~(norm > tolerance)
+        if self.left == len(z) and bool(better.all()) and not bool(over.any()):
             self.z, self.residual = z, norm
-        else:
-            self.z = _choose(better, z, self.z)
-            self.residual = torch.where(better, norm, self.residual)
-        if bool((small | ~finite).any()):
-            self.converged = self.converged | (small & ~self.finished)
-            self.lost = self.lost or not bool(finite.all())
-            self.give_up(small | ~finite)
+            return tolerance
+        over = over & ~self.finished
+        if self.wild:
+            self.give_up(over & ~(norm < math.inf))
+        better = (better | over) & ~self.finished
+        self.z = _choose(better, z, self.z)
+        self.residual = torch.where(better, norm, self.residual)
+        self._finish(over & ~self.finished)
         return tolerance
 
     def give_up(self, samples: Tensor) -> None:
-        """Count the given samples as finished."""
-        new = samples & ~self.finished
-        self.iterations = torch.where(new, self.evaluations, self.iterations)
-        self.finished = self.finished | new
-        self.left = len(new) - int(self.finished.sum())
+        """Count the given samples as finished, and not as converged."""
+        self.failed = self.failed | (samples & ~self.finished)
+        self._finish(samples & ~self.finished)
+
+    def _finish(self, samples: Tensor) -> None:
+        self.iterations = self.iterations.masked_fill(samples, self.evaluations)
+        self.finished = self.finished | samples
+        self.left = len(samples) - int(self.finished.sum())
 
     def hold(self, z: Tensor) -> Tensor:
         """Put finished samples back to where they ended."""
-        if self.left == len(z):
-            return z
-        return _choose(self.finished, self.z, z)
+        return _choose(self.finished, self.z, z) if self.left < len(z) else z
 
     def solution(self, factors: tuple[Tensor, Tensor] | None = None) -> Solution:
         """What was found."""
-        trace = torch.stack(self.trace) if self.trace else self.residual[None, :0]
-        trace = torch.where(trace < math.inf, trace, -math.inf)
         return Solution(
             self.z.view(self.z0.shape).clone(),
             self.residual,
-            self.converged,
-            torch.where(self.finished, self.iterations, self.evaluations),
-            trace.amax(dim=1) if self.trace else self.residual[:0],
+            self.finished & ~self.failed,
+            self.iterations.masked_fill(~self.finished, self.evaluations),
+            torch.tensor(self.trace, dtype=self.z.dtype),
             factors,
         )
 
 
 class _Window:
-    """The last differences of residuals and values, for Anderson acceleration."""
+    """The last differences of residuals and of values, for Anderson acceleration."""
 
     def __init__(
         self, fz: Tensor, residual: Tensor, norm: Tensor, memory: int, ridge: float
     ) -> None:
         batch, size = fz.shape
-        self.fz, self.residual, self.ridge = fz, residual, ridge
+        self.fz, self.residual, self.norm, self.ridge = fz, residual, norm, ridge
         self.residuals, self.values = fz.new_zeros(2, batch, memory, size)
-        self.gram = fz.new_zeros(batch, memory, memory, dtype=torch.float64)
         self.lowest, self.age = norm, torch.zeros_like(norm)
         self.pushed = 0
 
-    def mix(self, fz: Tensor, residual: Tensor, norm: Tensor, active: Tensor) -> Tensor:
-        """The next iterate: Anderson's where active, else a plain step."""
-        memory = self.residuals.shape[1]
-        slot = self.pushed % memory
+    def step(self, fz: Tensor, residual: Tensor, norm: Tensor, slow: Tensor) -> Tensor:
+        """The next iterate: a combination for slow samples when it is their turn."""
+        slot = self.pushed % self.values.shape[1]
+        torch.sub(residual, self.residual, out=self.residuals[:, slot])
+        torch.sub(fz, self.fz, out=self.values[:, slot])
         self.pushed += 1
-        self.residuals[:, slot] = residual - self.residual
-        self.values[:, slot] = fz - self.fz
-        self.fz, self.residual = fz, residual
-        pair = torch.stack([self.residuals[:, slot], residual], dim=2)
-        row, right = (self.residuals @ pair).double().unbind(dim=2)
-        self.gram[:, slot] = row
-        self.gram[:, :, slot] = row
+        turn = slow if self.pushed % 3 == 0 else slow & ~(norm < self.norm)
+        self.fz, self.residual, self.norm = fz, residual, norm
+        if not bool(turn.any()):
+            return fz
         self._forget_stagnant(norm)
-        weights = self._weights(right).to(fz.dtype) * active[:, None]
-        return fz - (weights[:, None] @ self.values)[:, 0]
+        weights = (self._weights() * turn[:, None]).to(fz.dtype)
+        return fz - (weights[:, :, None] * self.values).sum(dim=1)
 
     def _forget_stagnant(self, norm: Tensor) -> None:
         """Empty the history of samples without a new lowest residual for long."""
         self.age = torch.where(norm < self.lowest, 0, self.age + 1)
         self.lowest = torch.minimum(norm, self.lowest)
-        stagnant = self.age > 3 * self.residuals.shape[1]
+        stagnant = self.age > self.values.shape[1]
         if bool(stagnant.any()):
-            for history in (self.residuals, self.values, self.gram):
-                history[stagnant] = 0
+            self.residuals[stagnant] = 0
+            self.values[stagnant] = 0
             self.age = torch.where(stagnant, 0, self.age)
 
-    def _weights(self, right: Tensor) -> Tensor:
+    def _weights(self) -> Tensor:
         """Solve the normal equations, scaled to unit diagonal; 0 for empty slots."""
-        diagonal = self.gram.diagonal(dim1=1, dim2=2)
+        gram = (self.residuals @ self.residuals.mT).double()
+        right = (self.residuals * self.residual[:, None]).sum(dim=2).double()
+        diagonal = gram.diagonal(dim1=1, dim2=2)
         scale = torch.where(diagonal > 0, diagonal.rsqrt(), 0)
-        matrix = self.gram * scale[:, :, None] * scale[:, None]
-        matrix.diagonal(dim1=1, dim2=2).fill_(1 + self.ridge)
-        solved = torch.linalg.solve_ex(matrix, scale * right)[0]
+        gram = gram * scale[:, :, None] * scale[:, None]
+        gram.diagonal(dim1=1, dim2=2).fill_(1 + self.ridge)
+        solved = torch.linalg.solve_ex(gram, scale * right)[0]
         return (scale * solved).nan_to_num(0, 0, 0)
 
 
@@ -481,26 +487,25 @@ class _NewtonMatrices:
         batch, size = run.z.shape
         factors = torch.eye(size, dtype=run.z.dtype, device=run.z.device)
         pivots = torch.arange(1, size + 1, dtype=torch.int32, device=run.z.device)
-        self.factors = factors.expand(batch, -1, -1), pivots.expand(batch, -1)
+        self.factors = factors.repeat(batch, 1, 1), pivots.repeat(batch, 1)
 
     def factor(self, z: Tensor, samples: Tensor) -> None:
         """Factor I - J at z for the given samples; a singular matrix ends a sample."""
         if not bool(samples.any()):
             return
-        matrix = self._jacobian_at(z)[samples].neg_()
+        everyone = bool(samples.all())
+        matrix = self._jacobian_at(z)
+        matrix = -matrix if everyone else -matrix[samples]
         matrix.diagonal(dim1=1, dim2=2).add_(1)
         factors, pivots, singular = torch.linalg.lu_factor_ex(matrix)
         bad = (singular > 0) | ~factors.isfinite().all(dim=2).all(dim=1)
         if bool(bad.any()):
             self.run.give_up(samples.masked_scatter(samples, bad))
             factors[bad] = torch.eye(len(factors[0]), dtype=z.dtype, device=z.device)
-        if bool(samples.all()):
+        if everyone:
             self.factors = factors, pivots
         else:
-            old_factors, old_pivots = self.factors
-            self.factors = old_factors.clone(), old_pivots.clone()
-            self.factors[0][samples] = factors
-            self.factors[1][samples] = pivots
+            self.factors[0][samples], self.factors[1][samples] = factors, pivots
 
     def solve(self, right: Tensor) -> Tensor:
         """Multiply by the inverse, sample by sample."""
@@ -528,6 +533,11 @@ def flat(z: Tensor) -> Tensor:
     return z.reshape(len(z), math.prod(z.shape[1:]))
 
 
+def _largest_finite(norm: Tensor) -> float:
+    finite = norm[norm < math.inf]
+    return finite.amax().item() if len(finite) else math.inf
+
+
 def _choose(samples: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """The first batch for the given samples, the second for the others."""
     return torch.where(samples[:, None], first, second)
@@ -542,7 +552,8 @@ def refuse_bad_batch(name: str, z: Tensor) -> None:
         raise ValueError(
             f"{name} has no dimension: the first one is the batch, (B, ...)"
         )
-    if not bool(z.isfinite().all()):
+    # a finite sum is quicker to see than finite entries
+    if not math.isfinite(z.sum().item()) and not bool(z.isfinite().all()):
         raise ValueError(f"{name} holds a NaN or an infinity")
 
 
