@@ -222,13 +222,13 @@ def _newton_steps(f: Map, z: Tensor, inverse: _Inverse, order: int) -> Tensor:
 
 
 class _NewtonStep(Function):
-    """z + C(f(z) - z), with C zero forward and the transposed solve backward."""
+    """z + C(f(z) - z), with C the identity forward, the transposed solve backward."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, fz: Tensor, solve: Any) -> Tensor:
         ctx.solve = solve
         ctx.set_materialize_grads(False)
-        return z.view_as(z)
+        return fz.view_as(fz)
 
     @staticmethod
     def backward(ctx: Any, v: Tensor | None) -> Any:
@@ -304,16 +304,19 @@ def _solved(
     scale = scale.view(-1, *[1] * (v.ndim - 1))
     right = v / scale
 
+    def near_inverse(w: Tensor) -> Tensor:
+        if factors is None:
+            return w
+        columns = flat(w)[:, :, None]
+        return torch.linalg.lu_solve(*factors, columns, adjoint=transposed).view(
+            v.shape
+        )
+
     def improved(u: Tensor) -> Tensor:
         u_next = right + linear.product(u, transposed)
-        if factors is None:
-            return u_next
-        columns = flat(u_next - u)[:, :, None]
-        change = torch.linalg.lu_solve(*factors, columns, adjoint=transposed)
-        return u + change.view(v.shape)
+        return u_next if factors is None else u + near_inverse(u_next - u)
 
-    start = torch.where(known, right, 0)
-    solution = solver(improved, start)
+    solution = solver(improved, near_inverse(torch.where(known, right, 0)))
     usable = flat(known).all(dim=1)
     report("backward solver", solution.converged | ~usable, solution.residual)
     return torch.where(known, solution.z * scale, v)

@@ -31,8 +31,9 @@ class Solution:
     trace
         Largest finite residual over the batch at each evaluation, (evaluations,).
     factors
-        From `newton` alone: LU factors (B, d, d) and pivots (B, d) of I - J, with J the
-        Jacobian of f at an iterate near the solution, and d entries a sample.
+        From `newton` alone, where plain steps did not do: LU factors (B, d, d) and
+        pivots (B, d) of I - J, with d entries a sample and J the Jacobian of f at an
+        iterate near the solution (or zero for samples that needed none).
     """
 
     z: Tensor
@@ -105,8 +106,8 @@ def anderson(
     The next iterate combines the last values of f such that the same combination of
     their residuals is smallest; on a linear map that is, in essence, GMRES. A sample
     takes plain steps as long as those promise to end within a dozen more. After that
-    it combines at every third step, and wherever a plain one made the residual grow;
-    a sample that has not improved for a while forgets its history.
+    it combines at every third step, and wherever a plain one doubled the residual; a
+    sample that has not improved for a while forgets its history.
 
     Parameters
     ----------
@@ -147,7 +148,8 @@ def anderson(
             tolerance = run.record(z, fz, norm)
             if before is not None:
                 # two evaluations gained norm / before; six such pairs will not do
-                slow = slow | ~(norm * (norm / before) ** 6 <= tolerance)
+                promise = norm * (norm / before) ** 6
+                slow = (slow | ~(promise <= tolerance)) & ~run.finished
             before = norm
         if window is not None:
             z = run.hold(window.step(fz, residual, norm, slow))
@@ -228,13 +230,14 @@ def newton(
     rtol: float = 1e-5,
     max_iter: int = 50,
     jacobian: Map | None = None,
-    reuse: float = 0.5,
+    patience: int = 6,
 ) -> Solution:
     """Newton's method with a guarded step, for each sample by itself.
 
     The step solves (I - J) s = f(z) - z. It is halved until the norm of the residual
     falls; a sample for which a thousandth of the step does not help, or whose matrix is
-    singular, has failed.
+    singular, has failed. The first matrix is the unit matrix, which makes a plain step
+    of Newton's: easy samples need no other.
 
     Parameters
     ----------
@@ -245,19 +248,20 @@ def newton(
     jacobian
         Gives the Jacobian of f at z, (B, d, d) with d entries a sample; if None it
         is computed by `torch.func`, in d vector-Jacobian products at once.
-    reuse
-        A sample keeps its LU factors while a step leaves at most this fraction of its
-        residual, from 0 (factor at each step, quadratic convergence) to below 1.
+    patience
+        A sample keeps its matrix while its last step promises that so many more will do
+        (three times as many with the unit matrix, whose steps are cheap). With 0 each
+        step has its own matrix: Newton's method proper, with quadratic convergence.
 
     Returns
     -------
     Solution
-        See `fixed_point_iteration`; with `factors`, the last that were made.
+        See `fixed_point_iteration`; with `factors` if any were made.
 
     Raises
     ------
     TypeError, ValueError
-        See `fixed_point_iteration`; also for `reuse` out of range and a Jacobian of
+        See `fixed_point_iteration`; also for a negative `patience` and a Jacobian of
         another shape.
 
     Notes
@@ -265,27 +269,28 @@ def newton(
     Nocedal and Wright (2006), section 11.1; reusing factors is the chord or Shamanskii
     method, Kelley (1995), section 5.4.
     """
-    if not 0 <= reuse < 1:
-        raise ValueError(f"reuse must be at least 0 and below 1, got {reuse}")
+    _refuse_count("patience", patience, least=0)
     run = _Run(f, z0, atol, rtol, max_iter)
     z = run.z
     _, residual, norm = run.start()
     matrices = _NewtonMatrices(run, jacobian)
-    fraction = torch.ones_like(norm)
+    fraction, allowance = torch.ones_like(norm), torch.full_like(norm, 3.0)
     old = ~run.finished  # whose factors belong to another iterate
-    worn = old  # who gets new ones
+    worn = old if patience == 0 else run.finished & old  # who gets new ones
     while run.goes_on:
         matrices.factor(z, worn)
         old = old & ~worn
         step = matrices.solve(residual)
         trial = run.hold(z + fraction[:, None] * step)
         fz, new, trial_norm = run.evaluate(trial)
-        run.record(trial, fz, trial_norm)
+        tolerance = run.record(trial, fz, trial_norm)
         falls = trial_norm < norm
         # a step along old factors that fails says nothing about Newton's
         fraction = torch.where(falls | old, 1.0, fraction / 2)
         run.give_up(fraction < 1e-3)
-        worn = ~(trial_norm <= reuse * norm) & (falls | old) & ~run.finished
+        promise = trial_norm * (trial_norm / norm) ** (patience * allowance)
+        worn = ~(promise <= tolerance) & (falls | old) & ~run.finished
+        allowance = torch.where(worn, 1.0, allowance)
         old = old | falls
         z, residual = _choose(falls, trial, z), _choose(falls, new, residual)
         norm = torch.where(falls, trial_norm, norm)
@@ -332,10 +337,10 @@ class _Run:
 
     def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """f(z), f(z) - z, and the norm of that for each sample."""
-        fz = self.f(z.view(self.z0.shape))
+        fz = self.f(z if self.z0.ndim == 2 else z.view(self.z0.shape))
         if not self.trace:
             _refuse_output(fz, self.z0)
-        fz = fz.reshape(z.shape)
+        fz = fz if self.z0.ndim == 2 else fz.reshape(z.shape)
         residual = fz - z
         norm = vector_norm(residual, dim=1)
         largest = norm.amax().item()
@@ -413,12 +418,14 @@ class _Window:
         torch.sub(residual, self.residual, out=self.residuals[:, slot])
         torch.sub(fz, self.fz, out=self.values[:, slot])
         self.pushed += 1
-        turn = slow if self.pushed % 3 == 0 else slow & ~(norm < self.norm)
+        turn = slow if self.pushed % 3 == 0 else slow & ~(norm < 2 * self.norm)
         self.fz, self.residual, self.norm = fz, residual, norm
         if not bool(turn.any()):
             return fz
         self._forget_stagnant(norm)
         weights = (self._weights() * turn[:, None]).to(fz.dtype)
+        if not math.isfinite(weights.sum().item()):
+            weights = weights.nan_to_num(0, 0, 0)
         return fz - (weights[:, :, None] * self.values).sum(dim=1)
 
     def _forget_stagnant(self, norm: Tensor) -> None:
@@ -440,7 +447,7 @@ class _Window:
         gram = gram * scale[:, :, None] * scale[:, None]
         gram.diagonal(dim1=1, dim2=2).fill_(1 + self.ridge)
         solved = torch.linalg.solve_ex(gram, scale * right)[0]
-        return (scale * solved).nan_to_num(0, 0, 0)
+        return scale * solved
 
 
 class _RankOneTerms:
@@ -484,10 +491,7 @@ class _NewtonMatrices:
 
     def __init__(self, run: _Run, jacobian: Map | None) -> None:
         self.run, self.jacobian = run, jacobian
-        batch, size = run.z.shape
-        factors = torch.eye(size, dtype=run.z.dtype, device=run.z.device)
-        pivots = torch.arange(1, size + 1, dtype=torch.int32, device=run.z.device)
-        self.factors = factors.repeat(batch, 1, 1), pivots.repeat(batch, 1)
+        self.factors: tuple[Tensor, Tensor] | None = None
 
     def factor(self, z: Tensor, samples: Tensor) -> None:
         """Factor I - J at z for the given samples; a singular matrix ends a sample."""
@@ -504,12 +508,22 @@ class _NewtonMatrices:
             factors[bad] = torch.eye(len(factors[0]), dtype=z.dtype, device=z.device)
         if everyone:
             self.factors = factors, pivots
-        else:
-            self.factors[0][samples], self.factors[1][samples] = factors, pivots
+            return
+        if self.factors is None:
+            self.factors = self._unit(z)
+        self.factors[0][samples], self.factors[1][samples] = factors, pivots
 
     def solve(self, right: Tensor) -> Tensor:
         """Multiply by the inverse, sample by sample."""
+        if self.factors is None:
+            return right
         return torch.linalg.lu_solve(*self.factors, right[:, :, None])[:, :, 0]
+
+    def _unit(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        batch, size = z.shape
+        unit = torch.eye(size, dtype=z.dtype, device=z.device)
+        pivots = torch.arange(1, size + 1, dtype=torch.int32, device=z.device)
+        return unit.repeat(batch, 1, 1), pivots.repeat(batch, 1)
 
     def _jacobian_at(self, z: Tensor) -> Tensor:
         batch, size = z.shape
@@ -573,6 +587,6 @@ def _refuse_negative(name: str, value: float) -> None:
         raise ValueError(f"{name} must be finite and not negative, got {value}")
 
 
-def _refuse_count(name: str, value: int) -> None:
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number from 1, got {value!r}")
+def _refuse_count(name: str, value: int, least: int = 1) -> None:
+    if not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number from {least}, got {value!r}")
