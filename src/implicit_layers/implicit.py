@@ -75,8 +75,8 @@ def implicit_fixed_point(
         there are some, else `anderson`, both with the tolerances of the solver.
     on_failure
         `"warn"`, `"raise"` or `"ignore"` when samples did not converge, in the forward
-        or in the backward pass. Their output is the best iterate, and their gradient
-        the one which that would have as a solution.
+        or in the backward pass. Their output is the best iterate (for the cheap
+        gradients what f makes of it), and their gradient that of it as a solution.
     **solver_options
         Go to `solver`: `atol`, `rtol`, `max_iter`, `memory`, ...
 
@@ -113,12 +113,16 @@ def implicit_fixed_point(
         return z, solution
     if gradient == "implicit":
         inverse = _inverse(solution, backward_solver, report, solver_options)
-        return _newton_steps(f, z, inverse, order), solution
+        return _newton_steps(f, solution, inverse, order), solution
     if gradient == "neumann":
-        return _newton_steps(f, z, partial(_neumann, steps=steps), 1), solution
+        inverse = partial(_neumann, steps=steps)
+        return _newton_steps(f, solution, inverse, 1), solution
     factor = damping if gradient == "phantom" else 1.0
     for _ in range(1 if gradient == "jfb" else steps):
-        z = f(z) if factor == 1 else torch.lerp(z, f(z), factor)
+        fz = f(z)
+        if not bool(solution.converged.all()):
+            fz = torch.where(fz.isfinite(), fz, z)
+        z = fz if factor == 1 else torch.lerp(z, fz, factor)
     return z, solution
 
 
@@ -184,58 +188,69 @@ class _Linearisation:
         """J times a vector (B, ...), or the transpose of J times it."""
         if not self.value.requires_grad:
             return torch.zeros_like(vector)
+        tracked = vector.requires_grad and torch.is_grad_enabled()
         if transposed:
-            return self._vjp(vector)
+            return _pulled_back(self.value, self.point, vector, tracked)
         # the transposed product is linear in its vector, and its derivative is J
         with torch.enable_grad():
             dual = torch.zeros_like(vector).requires_grad_()
-            product = self._vjp(dual, create_graph=True)
+            product = _pulled_back(self.value, self.point, dual, True)
         if not product.requires_grad:
             return torch.zeros_like(vector)
-        return grad(product, dual, vector, materialize_grads=True)[0]
+        return _pulled_back(product, dual, vector, tracked)
 
-    def _vjp(self, vector: Tensor, create_graph: bool = False) -> Tensor:
-        return grad(
-            self.value,
-            self.point,
-            vector,
-            retain_graph=True,
-            create_graph=create_graph,
-            materialize_grads=True,
-        )[0]
+
+def _pulled_back(output: Tensor, of: Tensor, v: Tensor, create_graph: bool) -> Tensor:
+    """The gradient for `of` of the product of v and the output, graph kept."""
+    return grad(
+        output,
+        of,
+        v,
+        retain_graph=True,
+        create_graph=create_graph,
+        materialize_grads=True,
+    )[0]
 
 
 #: Multiplies a batch by the inverse of I - J (or, if transposed, of its transpose).
 _Inverse = Callable[[_Linearisation, Tensor, bool], Tensor]
 
 
-def _newton_steps(f: Map, z: Tensor, inverse: _Inverse, order: int) -> Tensor:
-    """Take Newton steps with one constant matrix on the tape; their value is z."""
-    point = _Gate.apply(z.detach().requires_grad_(), True)
+def _newton_steps(f: Map, solution: Solution, inverse: _Inverse, order: int) -> Tensor:
+    """Take Newton steps with one constant matrix from the solution, on the tape."""
+    failed = None if bool(solution.converged.all()) else ~solution.converged
+    point = _Gate.apply(solution.z.detach().requires_grad_(), True)
     value = f(point)
     solve = partial(inverse, _Linearisation(point, value))
-    z = _NewtonStep.apply(point, value, solve)
+    z = _NewtonStep.apply(point, value, solve, failed)
     for _ in range(order - 1):
         point = _Gate.apply(z, False)
-        z = _NewtonStep.apply(point, f(point), solve)
+        z = _NewtonStep.apply(point, f(point), solve, failed)
     return z.clone()
 
 
 class _NewtonStep(Function):
-    """z + C(f(z) - z), with C the identity forward, the transposed solve backward."""
+    """z + C(f(z) - z), with C the identity forward, the transposed solve backward.
+
+    The value of a sample that failed stays where it is: f may lead it anywhere.
+    """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, fz: Tensor, solve: Any) -> Tensor:
+    def forward(
+        ctx: Any, z: Tensor, fz: Tensor, solve: Any, failed: Tensor | None
+    ) -> Tensor:
         ctx.solve = solve
         ctx.set_materialize_grads(False)
-        return fz.view_as(fz)
+        if failed is None:
+            return fz.view_as(fz)
+        return torch.where(failed.view(-1, *[1] * (z.ndim - 1)), z, fz)
 
     @staticmethod
     def backward(ctx: Any, v: Tensor | None) -> Any:
         if v is None:
-            return None, None, None
+            return None, None, None, None
         u = _Solve.apply(v, ctx.solve, True)
-        return v - u, u, None
+        return v - u, u, None, None
 
 
 class _Solve(Function):
@@ -319,7 +334,8 @@ def _solved(
     solution = solver(improved, near_inverse(torch.where(known, right, 0)))
     usable = flat(known).all(dim=1)
     report("backward solver", solution.converged | ~usable, solution.residual)
-    return torch.where(known, solution.z * scale, v)
+    # the inverse mixes the entries of a sample, so one NaN makes all of them unknown
+    return torch.where(usable.view(scale.shape), solution.z * scale, math.nan)
 
 
 def _neumann(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd import grad
 from torch.linalg import vector_norm
 
 #: A map of a batch (B, ...) to the same shape that treats each sample alone.
@@ -52,7 +53,7 @@ def fixed_point_iteration(
 
     Near a solution the error shrinks by the spectral radius of the Jacobian of f with
     each evaluation; where that is above 1 the iteration is driven away. Convergence is
-    tested at every second evaluation.
+    tested at the first evaluation and then at every second one.
 
     Parameters
     ----------
@@ -84,7 +85,7 @@ def fixed_point_iteration(
     z = run.z
     while run.goes_on:
         fz, _, norm = run.evaluate(z)
-        if run.even:
+        if run.tested:
             run.record(z, fz, norm)
         z = run.hold(fz) if run.wild else fz
     return run.solution()
@@ -140,13 +141,13 @@ def anderson(
     ridge = 8 * torch.finfo(z0.dtype).eps if ridge is None else ridge
     _refuse_negative("ridge", ridge)
     run = _Run(f, z0, atol, rtol, max_iter)
-    z, window, before = run.z, None, None
-    slow = run.finished
+    z, window = run.z, None
+    slow, before = run.finished, run.residual
     while run.goes_on:
         fz, residual, norm = run.evaluate(z)
-        if run.even:
+        if run.tested:
             tolerance = run.record(z, fz, norm)
-            if before is not None:
+            if run.evaluations > 3:
                 # two evaluations gained norm / before; six such pairs will not do
                 promise = norm * (norm / before) ** 6
                 slow = (slow | ~(promise <= tolerance)) & ~run.finished
@@ -154,7 +155,7 @@ def anderson(
         if window is not None:
             z = run.hold(window.step(fz, residual, norm, slow))
         else:
-            if run.even and bool(slow.any()):
+            if run.tested and bool(slow.any()):
                 window = _Window(fz, residual, norm, memory, ridge)
             z = run.hold(fz) if run.wild else fz
     return run.solution()
@@ -246,8 +247,8 @@ def newton(
     max_iter
         Largest number of evaluations of f.
     jacobian
-        Gives the Jacobian of f at z, (B, d, d) with d entries a sample; if None it
-        is computed by `torch.func`, in d vector-Jacobian products at once.
+        Gives the Jacobian of f at z, (B, d, d) with d entries a sample. If None it is
+        made of d vector-Jacobian products at once.
     patience
         A sample keeps its matrix while its last step promises that so many more will do
         (three times as many with the unit matrix, whose steps are cheap). With 0 each
@@ -331,9 +332,9 @@ class _Run:
         return self.left > 0 and self.evaluations < self.max_iter
 
     @property
-    def even(self) -> bool:
-        """Whether a solver that tests every second evaluation tests this one."""
-        return self.evaluations % 2 == 0 or self.evaluations == self.max_iter
+    def tested(self) -> bool:
+        """Whether a solver tests this evaluation: the first, then every second one."""
+        return self.evaluations % 2 == 0 or self.evaluations in (1, self.max_iter)
 
     def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """f(z), f(z) - z, and the norm of that for each sample."""
@@ -536,9 +537,19 @@ class _NewtonMatrices:
                     f"{(batch, size, size)}, one matrix a sample"
                 )
             return matrix
-        vjp = torch.func.vjp(lambda z: flat(self.run.f(z)), point)[1]
-        basis = torch.eye(size, dtype=z.dtype, device=z.device)
-        rows = torch.func.vmap(vjp)(basis[:, None].expand(size, batch, size))[0]
+        with torch.enable_grad():
+            point = point.detach().requires_grad_()
+            value = flat(self.run.f(point))
+            if not value.requires_grad:
+                return torch.zeros(batch, size, size, dtype=z.dtype, device=z.device)
+            unit = torch.eye(size, dtype=z.dtype, device=z.device)
+            rows = grad(
+                value,
+                point,
+                unit[:, None].expand(size, batch, size),
+                is_grads_batched=True,
+                materialize_grads=True,
+            )[0]
         return rows.reshape(size, batch, size).transpose(0, 1)
 
 
