@@ -143,6 +143,7 @@ def anderson(
     run = _Run(f, z0, atol, rtol, max_iter)
     z, window = run.z, None
     slow, before = run.finished, run.residual
+    last = z, z, before
     while run.goes_on:
         fz, residual, norm = run.evaluate(z)
         if run.tested:
@@ -150,13 +151,15 @@ def anderson(
             if run.evaluations > 3:
                 # two evaluations gained norm / before; six such pairs will not do
                 promise = norm * (norm / before) ** 6
-                slow = (slow | ~(promise <= tolerance)) & ~run.finished
+                slow = slow | ~(promise <= tolerance)
+            slow = (slow | (norm > 2 * before)) & ~run.finished
             before = norm
+            if window is None and bool(slow.any()):
+                window = _Window(last, memory, ridge)
+        last = fz, residual, norm
         if window is not None:
             z = run.hold(window.step(fz, residual, norm, slow))
         else:
-            if run.tested and bool(slow.any()):
-                window = _Window(fz, residual, norm, memory, ridge)
             z = run.hold(fz) if run.wild else fz
     return run.solution()
 
@@ -405,12 +408,14 @@ class _Window:
     """The last differences of residuals and of values, for Anderson acceleration."""
 
     def __init__(
-        self, fz: Tensor, residual: Tensor, norm: Tensor, memory: int, ridge: float
+        self, last: tuple[Tensor, Tensor, Tensor], memory: int, ridge: float
     ) -> None:
-        batch, size = fz.shape
-        self.fz, self.residual, self.norm, self.ridge = fz, residual, norm, ridge
-        self.residuals, self.values = fz.new_zeros(2, batch, memory, size)
-        self.lowest, self.age = norm, torch.zeros_like(norm)
+        self.fz, self.residual, self.norm = last
+        batch, size = self.fz.shape
+        self.residuals, self.values = self.fz.new_zeros(2, batch, memory, size)
+        self.ridge = ridge
+        self.noise = 100 * torch.finfo(self.fz.dtype).eps
+        self.lowest, self.age = self.norm, torch.zeros_like(self.norm)
         self.pushed = 0
 
     def step(self, fz: Tensor, residual: Tensor, norm: Tensor, slow: Tensor) -> Tensor:
@@ -444,7 +449,9 @@ class _Window:
         gram = (self.residuals @ self.residuals.mT).double()
         right = (self.residuals * self.residual[:, None]).sum(dim=2).double()
         diagonal = gram.diagonal(dim1=1, dim2=2)
-        scale = torch.where(diagonal > 0, diagonal.rsqrt(), 0)
+        # what is so small beside the residual is rounding, to be blown up by no weight
+        told = diagonal > (self.noise * self.norm.double()[:, None]) ** 2
+        scale = torch.where(told, diagonal.rsqrt(), 0)
         gram = gram * scale[:, :, None] * scale[:, None]
         gram.diagonal(dim1=1, dim2=2).fill_(1 + self.ridge)
         solved = torch.linalg.solve_ex(gram, scale * right)[0]
@@ -472,7 +479,9 @@ class _RankOneTerms:
         turned = self._product(self.right, residual, self.left) + residual
         change = direction - turned
         scale = (step * change).sum(dim=1)
-        usable = moved & (scale.abs() > torch.finfo(step.dtype).tiny)
+        # where the residual hardly changed there is only rounding to learn from
+        noise = 100 * torch.finfo(step.dtype).eps * (step * step).sum(dim=1)
+        usable = moved & (scale.abs() > noise)
         factor = torch.where(usable, 1 / scale, 0)[:, None]
         self.left[:, self.used] = (step - change) * factor
         self.right[:, self.used] = self._product(self.left, step, self.right) + step
