@@ -28,6 +28,8 @@ REPAIRS = [
     # a list whose children are no list items, and a deprecated role
     (r'<div role="list" class="citation-list"', '<div class="citation-list"'),
     (r' role="doc-biblioentry"', ""),
+    # the parameters of a signature stand in a definition list without terms
+    (r'<dl>(?=\s*<dd><em class="sig-param">)', '<dl role="presentation">'),
 ]
 
 FRONT_PAGE = """<!DOCTYPE html>

@@ -39,7 +39,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def mnist(*, train: bool, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Load one half of MNIST from the files in this package.
+    """Load one half of MNIST (LeCun et al. 1998) from the files in this package.
 
     They are unpacked once into the folder named by the environment variable
     ``IMPLICIT_LAYERS_CACHE``, else into the user's cache folder, and checked by

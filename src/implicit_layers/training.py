@@ -177,10 +177,12 @@ def fit(
 
     Raises
     ------
+    TypeError
+        If `batch_size` is no int, or a set holds something else than tensors.
     ValueError
         If `epochs` or `batch_size` is below 1, `max_norm` is not positive, a set is
-        empty or has not one label a sample, or a learning rate is negative or not
-        finite.
+        empty or has not as many labels as inputs, or a learning rate is negative or
+        not finite.
     """
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}")
