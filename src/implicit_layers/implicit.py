@@ -52,15 +52,19 @@ def implicit_fixed_point(
         `fixed_point_iteration`, `anderson`, `broyden`, `newton`, or one of your own
         that is called likewise.
     gradient
-        `"implicit"`: exact, by the implicit function theorem, at the cost of one linear
-        system a backward pass (Christianson 1994; Bai et al. 2019).
-        `"unrolled"`: through the last `steps` applications of f.
-        `"neumann"`: the linear system's solution cut to `steps` terms of its Neumann
-        series; the same numbers as `"unrolled"` with the memory of one step.
-        `"jfb"`: one term, the identity in place of the inverse (Fung et al. 2022).
-        `"phantom"`: through `steps` damped steps (Geng et al. 2021).
-        The error of the last four falls with `steps` like the spectral radius of the
-        Jacobian (of the damped map for `"phantom"`) to that power.
+        How v, the gradient that comes in, is multiplied by the inverse of I - J:
+
+        - `"implicit"`: exactly, by solving a linear system in each backward pass
+          (Christianson 1994; Bai et al. 2019);
+        - `"neumann"`: by the first `steps` terms of the Neumann series;
+        - `"unrolled"`: the same numbers, through the last `steps` applications of f and
+          with the memory of all of them;
+        - `"jfb"`: by one term, the unit matrix in place of the inverse (Fung et al.
+          2022);
+        - `"phantom"`: through `steps` damped steps (Geng et al. 2021).
+
+        The error of the last four falls like the spectral radius of the Jacobian (for
+        `"phantom"` that of the damped map) to the power `steps`.
     order
         For `"implicit"`: derivatives up to this one are exact. Each order costs one
         evaluation of f and its memory.
@@ -159,6 +163,10 @@ def spectral_radius(
     ValueError
         If `z` has no batch dimension or holds a NaN or an infinity, or `iterations` is
         below 2.
+
+    Notes
+    -----
+    The power method, with Gelfand's formula in place of a single factor.
     """
     refuse_bad_batch("z", z)
     if iterations < 2:

@@ -76,10 +76,14 @@ def fixed_point_iteration(
     Raises
     ------
     TypeError
-        If `z0` is no floating-point tensor.
+        If `z0` is no floating-point tensor, or f returns no tensor.
     ValueError
         If `z0` has no batch dimension or holds a NaN or an infinity, if f(z0) differs
         from it in shape, dtype or device, or if a tolerance or count is out of range.
+
+    Notes
+    -----
+    Kelley (1995), section 4.1.
     """
     run = _Run(f, z0, atol, rtol, max_iter)
     z = run.z
