@@ -8,8 +8,8 @@ pythons = $(or $(PYTHON),.venv/bin/python python3 python3.13 python3.12 python3.
 torch_index = $(if $(filter undefined,$(origin TORCH_INDEX)),,--torch-index "$(TORCH_INDEX)")
 bin = .venv/bin
 
-.PHONY: help environment book test test-other-cpu execute lab serve lock retarget \
-	clean clean-all
+.PHONY: help environment book test test-other-cpu execute lab serve bench lock \
+	retarget clean clean-all
 
 help:
 	@echo "make book                  the rendered book, in _build/html"
@@ -19,8 +19,10 @@ help:
 	@echo "                           without CH every chapter"
 	@echo "make lab                   JupyterLab on the chapters"
 	@echo "make serve PORT=8000       the book on this machine's port"
-	@echo "make lock                  requirements.txt from requirements.in;"
-	@echo "                           UPGRADE=1 takes the newest releases"
+	@echo "make bench                 the solvers beside the peers: tables and figures of"
+	@echo "                           'How fast is it?'; leave the machine alone meanwhile"
+	@echo "make lock                  requirements.txt from requirements.in, the book's and"
+	@echo "                           the benchmarks'; UPGRADE=1 takes the newest releases"
 	@echo "make retarget REPO=a/b     write a fork's address everywhere"
 	@echo "make clean                 remove what was built; clean-all: .venv too"
 	@echo "PYTHON=python3.12          the Python to make .venv with"
@@ -56,18 +58,26 @@ lab: environment
 serve: book
 	@$(bin)/python -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
 
+bench: environment
+	@$(bin)/python benchmarks/peer_environment.py
+	@TF_CPP_MIN_LOG_LEVEL=3 .venv-bench/bin/python benchmarks/run.py $(if $(ROUNDS),--rounds $(ROUNDS))
+
+compile = $(bin)/uv pip compile -q --universal --python-version 3.11 --no-header \
+	--no-emit-index-url $(if $(UPGRADE),--upgrade)
+
 lock: environment
-	@$(bin)/uv pip compile -q --universal --python-version 3.11 --no-header \
-		--no-emit-index-url $(if $(UPGRADE),--upgrade) \
-		-o requirements.txt requirements.in
+	@$(compile) -o requirements.txt requirements.in
+	@$(compile) --fork-strategy fewest -c requirements.txt \
+		--overrides benchmarks/overrides.txt \
+		-o benchmarks/requirements.txt benchmarks/requirements.in
 
 retarget:
 	@$(or $(PYTHON),python3) tools/retarget.py "$$REPO"
 
 clean:
 	rm -rf _build .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find chapters src tests tools _ext -name __pycache__ -prune -exec rm -rf {} +
+	find chapters src tests tools benchmarks _ext -name __pycache__ -prune -exec rm -rf {} +
 	find chapters -name .ipynb_checkpoints -prune -exec rm -rf {} +
 
 clean-all: clean
-	rm -rf .venv src/*.egg-info
+	rm -rf .venv .venv-bench src/*.egg-info

@@ -1,0 +1,233 @@
+"""The benchmarks without the peers: the gradients, the rule of the game, the tables."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import measuring
+import pytest
+import report
+import torch
+from cases import Case, convolutional, gradient_error, reference, tanh_case
+from measuring import LADDER, LIMIT, choose_tolerance, count, in_turns, kept_bytes
+from methods import DEFAULT, METHODS, Solve, bare_products, newton_hook, unrolled
+from torch import Tensor
+
+from implicit_layers import implicit_fixed_point
+from implicit_layers.measure import saved_bytes
+
+ROOT = Path(__file__).parents[1]
+LOCK, PEERS = ROOT / "requirements.txt", ROOT / "benchmarks" / "requirements.txt"
+PAGE = ROOT / "chapters" / "how_fast.md"
+
+
+def small_case(gain: float = 0.5) -> Case:
+    torch.manual_seed(0)
+    weight = gain * torch.randn(8, 8) / 8**0.5
+    x, v = torch.randn(2, 4, 8)
+    return tanh_case("small", "small", weight, x, v, max_iter=300)
+
+
+def without_adjoint(case: Case, f: Any, tolerance: float) -> Tensor:
+    """Leaves out the adjoint system: fast, and wrong."""
+    z0 = torch.zeros_like(case.x)
+    return implicit_fixed_point(f, z0, gradient="jfb", rtol=tolerance)[0]
+
+
+def measured(*methods: tuple[str, Solve]) -> list[dict[str, Any]]:
+    named = [("ours", name, ("tanh",), solve) for name, solve in methods]
+    case = small_case()
+    return measuring.measure(case, reference(case), named, [], rounds=1)
+
+
+# --- gradients ---
+
+
+def test_reference_is_the_implicit_function_theorem() -> None:
+    case = small_case()
+    weight, x = (leaf.detach().double() for leaf in case.leaves)
+    z = torch.zeros_like(x)
+    for _ in range(200):
+        z = torch.tanh(z @ weight.T + x)
+    slope = 1 - z**2
+    matrix = torch.eye(8, dtype=z.dtype) - slope[:, :, None] * weight
+    u = slope * torch.linalg.solve(matrix.mT, case.v.double())
+    exact = reference(case)
+    for gradient, expected in zip(exact.gradients, (u.T @ z, u), strict=True):
+        assert torch.allclose(gradient, expected, rtol=0, atol=1e-11)
+    assert exact.size == pytest.approx(z.norm().item(), rel=1e-12)
+
+
+def test_reference_refuses_what_plain_iteration_does_not_solve() -> None:
+    torch.manual_seed(0)
+    x, v = torch.randn(2, 3, 4)
+    case = tanh_case("circle", "circle", -3 * torch.eye(4), 0.1 * x, v, max_iter=50)
+    with pytest.raises(ValueError, match="circle: after 250 steps"):
+        reference(case)
+
+
+TANH = [(f"{group}, {name}", solve) for group, name, _, solve in METHODS]
+CONV = [(f"{group}, {name}", s) for group, name, kinds, s in METHODS if "conv" in kinds]
+
+
+@pytest.mark.parametrize("solve", [s for _, s in TANH], ids=[name for name, _ in TANH])
+def test_every_method_can_be_exact_on_the_tanh_map(solve: Solve) -> None:
+    case = small_case()
+    gradients = measuring.gradient(case, solve, tolerance=1e-6)
+    assert gradient_error(gradients, reference(case).gradients) < LIMIT / 10
+
+
+@pytest.mark.parametrize("solve", [s for _, s in CONV], ids=[name for name, _ in CONV])
+def test_every_method_can_be_exact_on_images(solve: Solve) -> None:
+    case = convolutional(batch=2)
+    gradients = measuring.gradient(case, solve, tolerance=1e-6)
+    assert gradient_error(gradients, reference(case).gradients) < LIMIT
+
+
+def test_error_is_the_larger_of_parameters_and_input() -> None:
+    exact = (torch.ones(2, 2), torch.ones(3))
+    assert gradient_error((torch.ones(2, 2), 1.5 * torch.ones(3)), exact) == 0.5
+    assert gradient_error((3 * torch.ones(2, 2), torch.ones(3)), exact) == 2.0
+
+
+# --- the rule of the game ---
+
+
+def test_the_loosest_exact_tolerance_is_chosen() -> None:
+    tolerance, error = choose_tolerance(lambda tolerance: 0.1 * tolerance)
+    looser = LADDER[LADDER.index(tolerance) - 1]
+    assert error == 0.1 * tolerance <= LIMIT < 0.1 * looser
+
+
+def test_a_method_that_is_always_exact_takes_the_loosest_tolerance() -> None:
+    assert choose_tolerance(lambda tolerance: 0.0) == (LADDER[0], 0.0)
+
+
+def test_without_an_exact_tolerance_the_best_is_shown() -> None:
+    _, error = choose_tolerance(lambda t: float("nan") if t > 1e-6 else 1e5 * t)
+    assert error == pytest.approx(1e5 * LADDER[-1])
+
+
+def test_an_inexact_gradient_is_marked_and_cannot_win() -> None:
+    rows = measured((DEFAULT[1], METHODS[0][3]), ("wrong", without_adjoint))
+    right, wrong = rows
+    assert right["error"] <= LIMIT < wrong["error"]
+    wrong["ms"] = right["ms"] / 100
+    results = {"limit": LIMIT, "small": {"title": "small", "rate": 0.5, "rows": rows}}
+    text = report.markdown(results)
+    winners = text.split("<!-- winners -->")[1].split("<!--")[0]
+    assert "ours: Anderson" in winners and "wrong" not in winners
+    marked = [line for line in text.splitlines() if "†" in line]
+    assert len(marked) == 2 and all("ours: wrong" in line for line in marked)
+
+
+# --- measuring ---
+
+
+def test_runs_take_turns() -> None:
+    calls: list[str] = []
+    runs = {name: lambda name=name: calls.append(name) for name in "ab"}
+    seconds = in_turns(runs, rounds=3)
+    order = re.sub(r"(.)\1+", r"\1", "".join(calls))
+    assert order == "ababab"
+    assert [len(times) for times in seconds.values()] == [3, 3]
+
+
+def test_spread_is_in_milliseconds() -> None:
+    expected = {"ms": 3000.0, "low": 2000.0, "high": 4000.0}
+    assert measuring.spread([5, 1, 2, 4, 3]) == expected
+    assert measuring.spread([0.5])["ms"] == 500.0
+
+
+def test_work_is_counted_forward_and_backward() -> None:
+    case = small_case()
+    case = Case(**{**vars(case), "max_iter": 7})
+    counts = count("tanh", lambda: measuring.gradient(case, unrolled, tolerance=0.0))
+    assert counts == {"evaluations": 7, "products": 7, "factorisations": 0}
+    counts = count("tanh", bare_products(case, 5))
+    assert counts == {"evaluations": 5, "products": 0, "factorisations": 0}
+
+
+def test_kept_bytes_agree_with_saved_bytes_and_see_what_a_hook_holds() -> None:
+    case = small_case()
+
+    def kept(solve: Solve) -> tuple[int, int]:
+        def forward() -> Tensor:
+            return solve(case, case.f, 1e-3)
+
+        saved = saved_bytes(forward, exclude=case.leaves)
+        return kept_bytes(forward, case.leaves), saved
+
+    both, saved = kept(unrolled)
+    assert both == saved > 0
+    both, saved = kept(newton_hook)
+    assert both == saved + 4 * 8 * 8 * 4  # a matrix for each of four samples
+
+
+# --- tables, page, environment ---
+
+
+def test_sizes_and_times_are_short() -> None:
+    texts = [report.short(value) for value in (0.123, 9.999, 12.34, 123.4)]
+    assert texts == ["0.12", "10.00", "12.3", "123"]
+    texts = [report.size(number) for number in (None, 80_000, 4_160_000)]
+    assert texts == ["", "80 kB", "4.2 MB"]
+
+
+def pins(lock: Path) -> set[str]:
+    return set(re.findall(r"^[\w.-]+==[^\n#]*[^\n# ]", lock.read_text(), re.M))
+
+
+def test_the_peers_agree_with_the_book_on_what_they_share() -> None:
+    def names(pins: set[str]) -> set[str]:
+        return {pin.split("==")[0] for pin in pins}
+
+    book, peers = pins(LOCK), pins(PEERS)
+    assert {"torchdeq", "jax", "jaxopt", "optimistix"} <= names(peers)
+    assert "torch" not in names(peers)
+    shared = {pin for pin in peers if pin.split("==")[0] in names(book)}
+    assert shared and shared <= book
+
+
+def results() -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((PEERS.parent / "results.json").read_text())
+    return loaded
+
+
+def test_the_tables_are_made_from_the_results() -> None:
+    text = (PEERS.parent / "results.md").read_text()
+    assert report.markdown(results()) == text
+
+
+def test_the_page_shows_every_table_once() -> None:
+    text, page = (PEERS.parent / "results.md").read_text(), PAGE.read_text()
+    sections = re.findall(r"<!-- (?!end of )(.+) -->", text)
+    shown = re.findall(r":start-after: <!-- (.+) -->", page)
+    ends = re.findall(r":end-before: <!-- end of (.+) -->", page)
+    assert sorted(sections) == sorted(shown) and shown == ends
+
+
+def test_the_figures_are_there_and_small() -> None:
+    names = re.findall(r"\{figure\} (\S+)", PAGE.read_text())
+    assert len(names) == 2
+    for name in names:
+        assert 10_000 < (PAGE.parent / name).stat().st_size < 150_000
+
+
+def test_what_the_page_says_in_words_holds() -> None:
+    loaded = results()
+    rows = [point["rows"] for point in loaded["iterations"]]
+    kept = {
+        key: [report.find(row, key)["bytes"] for row in rows]
+        for key in [("ours", "plain iteration"), ("usual code", "plain loop, unrolled")]
+    }
+    assert len(set(kept["ours", "plain iteration"])) == 1
+    unrolling = kept["usual code", "plain loop, unrolled"]
+    assert unrolling == sorted(unrolling) and unrolling[-1] > 10 * unrolling[0]
+    hard = loaded["sym0.99"]["rows"]
+    plain = report.find(hard, ("usual code", "plain loop, unrolled"))["evaluations"]
+    assert report.find(hard, DEFAULT)["evaluations"] < plain / 5
+    ours, theirs = ("ours", "plain iteration"), ("jaxopt", "fixed point, BiCGStab")
+    assert report.ratio(hard, ours, DEFAULT) > 1
+    assert report.ratio(hard, theirs, ("jaxopt", "Anderson, BiCGStab")) > 1
