@@ -233,6 +233,15 @@ def test_tolerances_are_of_the_whole_sample_and_of_no_other(solver):
         assert len(set(solution.iterations.tolist())) == 1  # relative: no scale
 
 
+@pytest.mark.parametrize("growth", [1, 1.02])
+def test_iterate_that_passed_is_returned_and_not_an_earlier_smaller_residual(growth):
+    # the residual does not fall, but rtol times the norm of f(z) reaches it in the end
+    f = Recorder(Scalar(lambda z: growth * z + 1, lambda z: growth + 0 * z))
+    solution = fixed_point_iteration(f, numbers(0), atol=0, rtol=0.1)
+    check_fields(f, solution, numbers(0), fixed_point_iteration, 100, 0, 0.1)
+    assert solution.converged.all() and solution.z > 8
+
+
 @every_solver
 def test_both_tolerances_zero_asks_for_a_residual_of_zero(solver):
     f = Scalar(lambda z: torch.where(z > 1, z / 2, 1), lambda z: 0.5 * (z > 1).double())
@@ -319,6 +328,26 @@ def test_dead_sample_does_not_keep_the_others_waiting(solver, options, name):
     assert solution.z.isfinite().all()
     assert solution.iterations[1] <= 20
     assert f.calls <= 20
+
+
+@with_options
+@pytest.mark.parametrize("call", [2, 3, 4, 5])
+def test_finished_sample_is_shown_to_f_where_it_ended(solver, options, call):
+    # f may refuse a NaN, or be slow far out; neither is a matter of a finished sample
+    hard = fates(torch.float64)["hard"][0]
+    easy = Linear(0.01 * torch.eye(2).double(), numbers(1, 2))
+    f = Recorder(Each(easy, Breaking(hard, call), hard))
+    solution = solve(solver, f, randn(3, 2), max_iter=30, **options)
+    assert solution.converged[0] and not solution.converged[1]
+    assert f.calls > max(solution.iterations[:2])
+    for i in range(2):
+        later = torch.stack(f.arguments)[solution.iterations[i] :, i]
+        assert later.isfinite().all()
+        moved = (later - solution.z[i]).abs().max()
+        if solver in (broyden, newton):
+            assert moved == 0
+        elif i == 0:  # plain steps go on, and change what was solved by a tolerance
+            assert moved <= 1e-4
 
 
 @with_options
