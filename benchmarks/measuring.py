@@ -90,7 +90,7 @@ class _Count(TorchDispatchMode):
         super().__init__()
         self.calls: Counter[str] = Counter()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.calls[func.name().split("::")[1].split(".")[0]] += 1
         return func(*args, **(kwargs or {}))
 

@@ -104,10 +104,10 @@ def machine_text(results: Results) -> str:
     m = results["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
     return (
-        f"Measured on {m['date']} on {m['cpu']} ({m['instructions']}), {m['cores']} "
-        f"cores, {m['system']}, torch with {m['torch threads']} threads, load "
-        f"{m['load at the start']} at the start; {versions}. "
-        f"{results['rounds']} rounds in one process, {results['minutes']:.0f} minutes."
+        f"Measured on {m['date']} on {m['cpu']} ({m['instructions']}, {m['system']}); "
+        f"cores: {m['cores']}, threads of torch: {m['torch threads']}, load at the "
+        f"start: {m['load at the start']}; {versions}. Rounds: {results['rounds']}, in "
+        f"one process, {results['minutes']:.0f} minutes in all."
     )
 
 

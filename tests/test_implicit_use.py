@@ -497,9 +497,10 @@ def test_output_of_a_failed_sample_is_its_best_iterate(solver, kind):
 
 
 def expanding(rows=3, bad=(1,)):
-    """Scalar maps z -> a z + 1 with a = 3 for the bad samples, and 0.5 for others."""
+    """Scalar maps z -> a z + 1 with a = 0.5, or 3 or more for the bad samples."""
     a = torch.full((rows, 1), 0.5, dtype=torch.float64)
-    a[list(bad)] = 3.0
+    for row in bad:
+        a[row] = 3.0 + row
     return a.requires_grad_()
 
 
