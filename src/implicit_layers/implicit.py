@@ -18,6 +18,8 @@ from implicit_layers.solvers import (
     fixed_point_iteration,
     flat,
     refuse_bad_batch,
+    refuse_bad_count,
+    refuse_bad_output,
 )
 
 #: A solver: called with f, a start and options.
@@ -169,11 +171,11 @@ def spectral_radius(
     The power method, with Gelfand's formula in place of a single factor.
     """
     refuse_bad_batch("z", z)
-    if iterations < 2:
-        raise ValueError(f"iterations must be at least 2, got {iterations}")
+    refuse_bad_count("iterations", iterations, least=2)
     with torch.enable_grad():
         point = z.detach().requires_grad_()
         linear = _Linearisation(point, f(point))
+    refuse_bad_output(linear.value, z)
     generator = torch.Generator().manual_seed(seed)
     start = torch.randn(flat(z).shape, generator=generator, dtype=torch.float64)
     vector, growth = start.to(z), z.new_zeros(len(z))
@@ -392,9 +394,8 @@ def _refuse_arguments(
     modes = ("implicit", "unrolled", "neumann", "jfb", "phantom")
     if gradient not in modes:
         raise ValueError(f"gradient is {gradient!r}: give one of {', '.join(modes)}")
-    for name, value in (("order", order), ("steps", steps)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number from 1, got {value!r}")
+    refuse_bad_count("order", order)
+    refuse_bad_count("steps", steps)
     if not 0 < damping <= 1:
         raise ValueError(f"damping must be above 0 and at most 1, got {damping}")
     for name, given in (("solver", solver), ("backward_solver", backward_solver)):

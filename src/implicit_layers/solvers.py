@@ -140,26 +140,29 @@ def anderson(
     Anderson (1965); Walker and Ni (2011), equation 2.1 and section 4; Banerjee,
     Suryanarayana and Pask (2016) for combining at some steps alone.
     """
-    _refuse_count("memory", memory)
+    refuse_bad_count("memory", memory)
     refuse_bad_batch("z0", z0)
     ridge = 8 * torch.finfo(z0.dtype).eps if ridge is None else ridge
     _refuse_negative("ridge", ridge)
     run = _Run(f, z0, atol, rtol, max_iter)
-    z, window = run.z, None
+    z = run.z
+    window: _Window | None = None
     slow, before = run.finished, run.residual
     last = z, z, before
     while run.goes_on:
         fz, residual, norm = run.evaluate(z)
         if run.tested:
             tolerance = run.record(z, fz, norm)
+            slower = slow
             if run.evaluations > 3:
                 # two evaluations gained norm / before; six such pairs will not do
                 promise = norm * (norm / before) ** 6
-                slow = slow | ~(promise <= tolerance)
-            slow = (slow | (norm > 2 * before)) & ~run.finished
-            before = norm
-            if window is None and bool(slow.any()):
-                window = _Window(last, memory, ridge)
+                slower = ~(promise <= tolerance)
+            new = (slower | (norm > 2 * before)) & ~slow & ~run.finished
+            slow, before = (slow | new) & ~run.finished, norm
+            if bool(new.any()):
+                window = window or _Window(z, memory, ridge)
+                window.begin(new, *last)
         last = fz, residual, norm
         if window is not None:
             z = run.hold(window.step(fz, residual, norm, slow))
@@ -208,7 +211,7 @@ def broyden(
     -----
     Broyden (1965), equation 4.9 ("method 1"); Kelley (1995), section 7.3.
     """
-    _refuse_count("memory", memory)
+    refuse_bad_count("memory", memory)
     run = _Run(f, z0, atol, rtol, max_iter)
     z = run.z
     _, direction, norm = run.start()
@@ -277,7 +280,7 @@ def newton(
     Nocedal and Wright (2006), section 11.1; reusing factors is the chord or Shamanskii
     method, Kelley (1995), section 5.4.
     """
-    _refuse_count("patience", patience, least=0)
+    refuse_bad_count("patience", patience, least=0)
     run = _Run(f, z0, atol, rtol, max_iter)
     z = run.z
     _, residual, norm = run.start()
@@ -314,7 +317,7 @@ class _Run:
         refuse_bad_batch("z0", z0)
         _refuse_negative("atol", atol)
         _refuse_negative("rtol", rtol)
-        _refuse_count("max_iter", max_iter)
+        refuse_bad_count("max_iter", max_iter)
         self.f, self.z0 = f, z0
         self.rtol, self.max_iter = rtol, max_iter
         self.z = flat(z0.detach())
@@ -347,7 +350,7 @@ class _Run:
         """f(z), f(z) - z, and the norm of that for each sample."""
         fz = self.f(z if self.z0.ndim == 2 else z.view(self.z0.shape))
         if not self.trace:
-            _refuse_output(fz, self.z0)
+            refuse_bad_output(fz, self.z0)
         fz = fz if self.z0.ndim == 2 else fz.reshape(z.shape)
         residual = fz - z
         norm = vector_norm(residual, dim=1)
@@ -411,42 +414,49 @@ class _Run:
 class _Window:
     """The last differences of residuals and of values, for Anderson acceleration."""
 
-    def __init__(
-        self, last: tuple[Tensor, Tensor, Tensor], memory: int, ridge: float
-    ) -> None:
-        self.fz, self.residual, self.norm = last
-        batch, size = self.fz.shape
-        self.residuals, self.values = self.fz.new_zeros(2, batch, memory, size)
-        self.ridge = ridge
-        self.noise = 100 * torch.finfo(self.fz.dtype).eps
-        self.lowest, self.age = self.norm, torch.zeros_like(self.norm)
+    def __init__(self, z: Tensor, memory: int, ridge: float) -> None:
+        batch, size = z.shape
+        self.residuals, self.values = z.new_zeros(2, batch, memory, size)
+        self.fz = self.residual = torch.zeros_like(z)
+        self.norm = self.lowest = z.new_zeros(batch)
+        self.age = self.count = torch.zeros_like(self.norm, dtype=torch.long)
+        self.ridge, self.noise = ridge, 100 * torch.finfo(z.dtype).eps
         self.pushed = 0
+
+    def begin(
+        self, samples: Tensor, fz: Tensor, residual: Tensor, norm: Tensor
+    ) -> None:
+        """Start the history of the given samples with the evaluation before this."""
+        self.fz, self.residual, self.norm = fz, residual, norm
+        self._forget(samples)
+        self.lowest = torch.where(samples, norm, self.lowest)
+        self.count = self.count.masked_fill(samples, 0)
 
     def step(self, fz: Tensor, residual: Tensor, norm: Tensor, slow: Tensor) -> Tensor:
         """The next iterate: a combination for slow samples when it is their turn."""
         slot = self.pushed % self.values.shape[1]
         torch.sub(residual, self.residual, out=self.residuals[:, slot])
         torch.sub(fz, self.fz, out=self.values[:, slot])
-        self.pushed += 1
-        turn = slow if self.pushed % 3 == 0 else slow & ~(norm < 2 * self.norm)
+        self.pushed, self.count = self.pushed + 1, self.count + 1
+        turn = slow & ((self.count % 3 == 0) | ~(norm < 2 * self.norm))
         self.fz, self.residual, self.norm = fz, residual, norm
         if not bool(turn.any()):
             return fz
-        self._forget_stagnant(norm)
+        older = torch.where(norm < self.lowest, 0, self.age + 1)
+        self.age = torch.where(turn, older, self.age)
+        self.lowest = torch.where(turn, norm.minimum(self.lowest), self.lowest)
+        stagnant = turn & (self.age > self.values.shape[1])
+        if bool(stagnant.any()):
+            self._forget(stagnant)
         weights = (self._weights() * turn[:, None]).to(fz.dtype)
         if not math.isfinite(weights.sum().item()):
             weights = weights.nan_to_num(0, 0, 0)
         return fz - (weights[:, :, None] * self.values).sum(dim=1)
 
-    def _forget_stagnant(self, norm: Tensor) -> None:
-        """Empty the history of samples without a new lowest residual for long."""
-        self.age = torch.where(norm < self.lowest, 0, self.age + 1)
-        self.lowest = torch.minimum(norm, self.lowest)
-        stagnant = self.age > self.values.shape[1]
-        if bool(stagnant.any()):
-            self.residuals[stagnant] = 0
-            self.values[stagnant] = 0
-            self.age = torch.where(stagnant, 0, self.age)
+    def _forget(self, samples: Tensor) -> None:
+        self.residuals[samples] = 0
+        self.values[samples] = 0
+        self.age = self.age.masked_fill(samples, 0)
 
     def _weights(self) -> Tensor:
         """Solve the normal equations, scaled to unit diagonal; 0 for empty slots."""
@@ -595,7 +605,8 @@ def refuse_bad_batch(name: str, z: Tensor) -> None:
         raise ValueError(f"{name} holds a NaN or an infinity")
 
 
-def _refuse_output(fz: object, z0: Tensor) -> None:
+def refuse_bad_output(fz: object, z0: Tensor) -> None:
+    """Raise if f(z0) is no batch like z0."""
     if not isinstance(fz, Tensor):
         raise TypeError(f"f returned {type(fz).__name__}: it must return a tensor")
     for what in ("shape", "dtype", "device"):
@@ -611,6 +622,7 @@ def _refuse_negative(name: str, value: float) -> None:
         raise ValueError(f"{name} must be finite and not negative, got {value}")
 
 
-def _refuse_count(name: str, value: int, least: int = 1) -> None:
+def refuse_bad_count(name: str, value: int, least: int = 1) -> None:
+    """Raise if a count is no whole number, or too small."""
     if not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be a whole number from {least}, got {value!r}")
