@@ -349,6 +349,29 @@ def test_default_tolerances_give_a_gradient_of_their_size(solver, norm):
     assert error.max() < 3e-5 / (1 - radius)
 
 
+def test_newton_solves_the_adjoint_system_with_the_factors_that_it_has():
+    weight, x = tanh_problem(batch=5, size=12, radius=4.0)
+    products = []
+
+    def f(z):
+        fz = tanh_map(weight, x)(z)
+        if fz.requires_grad:
+            fz.register_hook(lambda gradient: products.append(1))
+        return fz
+
+    counts = []
+    for backward_solver in (None, BACKWARD[1]):
+        options = {"solver": newton, "backward_solver": backward_solver}
+        z = root(f, torch.zeros_like(x), **options)
+        products.clear()
+        gradients = grad(torch.sin(z).sum(), (weight, x))
+        counts.append(len(products))
+        z = z.detach().numpy()
+        by_hand = adjoint_by_hand(weight.detach().numpy(), z, np.cos(z))
+        agree(gradients, [torch.tensor(array) for array in by_hand])
+    assert 0 < 4 * counts[0] < counts[1]
+
+
 STEPS = [1, 2, 3, 10]
 
 
