@@ -1,11 +1,20 @@
-"""The book's one look: colours, figure style, tables."""
+"""The book's one look: colours, figure style, tables, figures with sliders."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 from cycler import cycler
-from IPython.display import Markdown
+from IPython.display import HTML, Markdown
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, MaxNLocator
+from numpy.typing import ArrayLike
 
 #: One colour a method in every chapter, from the colour-blind-safe palette
 #: of Okabe and Ito, and grey for theory.
@@ -95,3 +104,248 @@ def table(columns: Mapping[str, Sequence[object]]) -> Markdown:
         )
     lines = ["| " + " | ".join(row) + " |" for row in texts]
     return Markdown("\n".join(lines))  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis of a live figure: what it shows, and from where to where.
+
+    Attributes
+    ----------
+    label
+        Quantity and unit.
+    low, high
+        The ends; what lies beyond is not drawn.
+    log
+        Whether the scale is logarithmic. Then both ends must be positive.
+    """
+
+    label: str
+    low: float
+    high: float
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        if not (0 if self.log else -np.inf) < self.low < self.high < np.inf:
+            raise ValueError(
+                f"the axis {self.label!r} goes from {self.low} to {self.high}: give "
+                "finite ends in ascending order, on a logarithmic scale positive ones"
+            )
+
+    def _ticks(self) -> dict[str, float]:
+        """Give a few round values of the axis, and what to write beside them."""
+        if self.log:
+            values = LogLocator(numticks=7).tick_values(self.low, self.high)
+            write = _power_of_ten
+        else:
+            steps = MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10])
+            values, write = steps.tick_values(self.low, self.high), _number
+        near = 1e-9
+        return {write(v): v for v in values if -near <= self._place(v) <= 1 + near}
+
+    def _place(self, values: ArrayLike) -> np.ndarray:
+        """Map values to fractions of the axis: `low` to 0 and `high` to 1."""
+        scale = np.log10 if self.log else np.asarray
+        with np.errstate(divide="ignore", invalid="ignore"):
+            low, high, places = (scale(a) for a in (self.low, self.high, values))
+        return (places - low) / (high - low)
+
+
+def _number(value: float) -> str:
+    return f"{value:.6g}".replace("-", "\N{MINUS SIGN}")
+
+
+def _power_of_ten(value: float) -> str:
+    raised = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+    return "10" + f"{np.log10(value):.0f}".translate(raised)
+
+
+# What follows each point of a path: nothing, where a line joins it to the next; a
+# stroke of no length, whose round ends make a dot; two half circles.
+_SHAPES = {
+    "line": "",
+    "dashed": "",
+    "dots": "h0",
+    "rings": "m-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0",
+}
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 14, 12, 50  # pixels around the axes
+_MAX_BYTES = 150_000
+# The style and the script of every live figure. Both follow the figure itself.
+_BEHAVIOUR = Path(__file__).with_name("live_figure.html")
+
+
+def _pixels(places: np.ndarray, start: float, length: float) -> str:
+    """Write pixels with one decimal; what is not finite, or far outside, is a gap."""
+    seen = np.abs(places - 0.5) < 20
+    pixels = np.where(seen, start + length * places, np.nan).round(1) + 0.0  # no -0.0
+    return " ".join(f"{pixel:.1f}" for pixel in pixels)
+
+
+def _trace(xs: str, ys: str, shape: str) -> str:
+    """Join pixels to the `d` of an SVG path, as the script of the figure does."""
+    d, pen = "", "M"
+    for x, y in zip(xs.split(), ys.split(), strict=True):
+        gap = "nan" in (x, y)
+        d += "" if gap else f"{pen}{x} {y}{shape}"
+        pen = "M" if gap or shape else "L"
+    return d
+
+
+def _each_once(texts: Sequence[str]) -> dict[str, object]:
+    """Keep equal texts once, and which of them stands `at` each position."""
+    kept = {text: str(i) for i, text in enumerate(dict.fromkeys(texts))}
+    return {"at": " ".join(kept[text] for text in texts), "texts": [*kept]}
+
+
+def _text(x: float | str, y: float | str, text: str, more: str) -> str:
+    return f'<text x="{x}" y="{y}" {more}>{escape(text)}</text>'
+
+
+def _drawing(
+    x: Axis, y: Axis, width: float, height: float, alt: str, paths: Sequence[str]
+) -> str:
+    """Draw paths between axes of the given length in pixels."""
+    right, bottom = _LEFT + width, _TOP + height
+    size = f"{right + _RIGHT:g} {bottom + _BOTTOM:g}"
+    centred = 'text-anchor="middle"'
+    parts = [f'<svg viewBox="0 0 {size}" role="img" aria-label="{escape(alt)}">']
+    for text, value in x._ticks().items():
+        at = f"{_LEFT + width * x._place(value):.1f}"
+        parts += [f'<line x1="{at}" x2="{at}" y1="{_TOP}" y2="{bottom:g}"/>']
+        parts += [_text(at, bottom + 17, text, centred)]
+    for text, value in y._ticks().items():
+        at = f"{bottom - height * y._place(value):.1f}"
+        parts += [f'<line x1="{_LEFT}" x2="{right:g}" y1="{at}" y2="{at}"/>']
+        parts += [_text(_LEFT - 6, at, text, 'dy="0.35em" text-anchor="end"')]
+    turned = f'transform="translate(16 {_TOP + height / 2:g}) rotate(-90)" {centred}'
+    parts += [_text(f"{_LEFT + width / 2:g}", bottom + 40, x.label, centred)]
+    parts += [_text(0, 0, y.label, turned)]
+    inner = f'x="{_LEFT}" y="{_TOP}" width="{width:g}" height="{height:g}"'
+    return "\n".join([*parts, f"<svg {inner}>", *paths, "</svg>", "</svg>"])
+
+
+def _path(mark: str, colour: str, d: str) -> str:
+    return f'<path class="{mark}" stroke="{colour}" d="{d}"/>'
+
+
+def _legend(styles: Mapping[str, tuple[str, str]]) -> str:
+    """List the curves, each with a piece of its line or a point of it."""
+    items = []
+    for name, (colour, mark) in styles.items():
+        xs, ys = ("13.0", "6.0") if _SHAPES[mark] else ("2.0 24.0", "6.0 6.0")
+        sample = _path(mark, colour, _trace(xs, ys, _SHAPES[mark]))
+        svg = f'<svg width="26" height="12" aria-hidden="true">{sample}</svg>'
+        items.append(f"<li>{svg} {escape(name)}</li>")
+    return "\n".join(["<ul>", *items, "</ul>"])
+
+
+def _slider(name: str, values: Sequence[float], value: float) -> str:
+    return (
+        f"<label>{escape(name)} = <b>{_number(value)}</b>"
+        f'<input type="range" max="{len(values) - 1}" value="{[*values].index(value)}"'
+        f' aria-valuetext="{_number(value)}" disabled></label>'
+    )
+
+
+def _refuse_bad_figure(
+    sliders: Mapping[str, Sequence[float]],
+    styles: Mapping[str, tuple[str, str]],
+    start: Sequence[float],
+    alt: str,
+) -> None:
+    if not 1 <= len(sliders) <= 2 or min(map(len, sliders.values())) < 2:
+        raise ValueError(f"give one slider or two, of two values or more: {sliders}")
+    if start and tuple(start) not in itertools.product(*sliders.values()):
+        raise ValueError(f"start={start} is no position of the sliders {sliders}")
+    if unknown := {shape for _, shape in styles.values()} - {*_SHAPES}:
+        raise ValueError(f"shapes are {', '.join(_SHAPES)}, not {', '.join(unknown)}")
+    if len(alt.strip()) < 20:
+        raise ValueError(f"describe the figure in 20 characters or more, not {alt!r}")
+
+
+def live_figure(
+    frame: Callable[..., tuple[Mapping[str, Any], str]],
+    sliders: Mapping[str, Sequence[float]],
+    styles: Mapping[str, tuple[str, str]],
+    x: Axis,
+    y: Axis,
+    *,
+    alt: str,
+    start: Sequence[float] = (),
+    equal: bool = False,
+) -> HTML:
+    """Make a figure with sliders from frames that are all computed here and now.
+
+    The page then needs no kernel, no library and no network: the result holds the
+    frames and a short script. Without the script, or on paper, it shows one frame.
+
+    Parameters
+    ----------
+    frame
+        Called with one value of each slider, for all combinations. Returns the curves,
+        x (n,) and y (n,) by the names in `styles`, and a sentence that says what there
+        is to see. Where a value is not finite, the curve has a gap.
+    sliders
+        Name and values, two or more, of one slider or of two.
+    styles
+        Colour and shape of each curve. The colour ``"currentColor"`` is that of the
+        text; the shape is ``"line"``, ``"dashed"``, ``"dots"`` or ``"rings"``.
+    x, y
+        The axes, the same in all frames.
+    alt
+        What the figure shows, for those who do not see it, in 20 characters or more.
+    start
+        Where the sliders stand first, as values of theirs; the first ones by default.
+    equal
+        Whether both axes have the same scale.
+
+    Returns
+    -------
+    HTML
+        To be displayed as the value of a notebook cell.
+
+    Raises
+    ------
+    ValueError
+        If there are no sliders or more than two, `start` is none of their positions, a
+        shape is unknown, a frame lacks a curve of `styles`, `alt` is too short, or the
+        figure would exceed 150 kB.
+    """
+    _refuse_bad_figure(sliders, styles, start, alt)
+    positions = [*itertools.product(*sliders.values())]
+    start = tuple(start) or positions[0]
+    now = positions.index(start)
+    frames = [frame(*position) for position in positions]
+    says = [sentence for _, sentence in frames]
+    height = 318.0 if equal else 238.0
+    width = height * (x.high - x.low) / (y.high - y.low) if equal else 402.0
+    paths, curves = [], []
+    for name, (colour, mark) in styles.items():
+        points = [drawn[name] for drawn, _ in frames]
+        xs = [_pixels(x._place(a), 0, width) for a, _ in points]
+        ys = [_pixels(y._place(b), height, -height) for _, b in points]
+        shape = _SHAPES[mark]
+        paths.append(_path(mark, colour, _trace(xs[now], ys[now], shape)))
+        curves.append({"shape": shape, "x": _each_once(xs), "y": _each_once(ys)})
+    values = [[_number(value) for value in values] for values in sliders.values()]
+    data = {"values": values, "says": says, "curves": curves}
+    knobs = zip(sliders, sliders.values(), start, strict=True)
+    parts = [
+        f'<figure class="live-figure" style="max-width: {1.35 * width + 105:.0f}px">',
+        _legend(styles),
+        _drawing(x, y, width, height, alt, paths),
+        *(_slider(*knob) for knob in knobs),
+        f"<output>{escape(says[now])}</output>",
+        '<script type="application/json">',
+        json.dumps(data, ensure_ascii=False, indent=0).replace("<", "\\u003c"),
+        "</script>",
+        "</figure>",
+        _BEHAVIOUR.read_text(encoding="utf-8").strip(),
+    ]
+    html = "\n".join(parts)
+    if (size := len(html.encode())) > _MAX_BYTES:
+        raise ValueError(
+            f"the figure has {size:,} bytes, more than {_MAX_BYTES:,}: give it fewer "
+            "positions, or its curves fewer points"
+        )
+    return HTML(html)  # type: ignore[no-untyped-call]
