@@ -263,6 +263,16 @@ def _refuse_bad_figure(
         raise ValueError(f"describe the figure in 20 characters or more, not {alt!r}")
 
 
+def _refuse_bad_curves(
+    curves: Mapping[str, Any], styles: Mapping[str, tuple[str, str]]
+) -> None:
+    if {*curves} != {*styles}:
+        raise ValueError(f"a frame has the curves {[*curves]}, not {[*styles]}")
+    for name, points in curves.items():
+        if len(shapes := {np.shape(axis) for axis in points}) > 1:
+            raise ValueError(f"x and y of {name!r} must be equally long, not {shapes}")
+
+
 def live_figure(
     frame: Callable[..., tuple[Mapping[str, Any], str]],
     sliders: Mapping[str, Sequence[float]],
@@ -308,27 +318,29 @@ def live_figure(
     ------
     ValueError
         If there are no sliders or more than two, `start` is none of their positions, a
-        shape is unknown, a frame lacks a curve of `styles`, `alt` is too short, or the
-        figure would exceed 150 kB.
+        shape is unknown, a frame has other curves than `styles`, x and y of one differ
+        in length, `alt` is too short, or the figure would exceed 150 kB.
     """
     _refuse_bad_figure(sliders, styles, start, alt)
     positions = [*itertools.product(*sliders.values())]
     start = tuple(start) or positions[0]
     now = positions.index(start)
     frames = [frame(*position) for position in positions]
+    for curves, _ in frames:
+        _refuse_bad_curves(curves, styles)
     says = [sentence for _, sentence in frames]
     height = 318.0 if equal else 238.0
     width = height * (x.high - x.low) / (y.high - y.low) if equal else 402.0
-    paths, curves = [], []
+    paths, traces = [], []
     for name, (colour, mark) in styles.items():
         points = [drawn[name] for drawn, _ in frames]
         xs = [_pixels(x._place(a), 0, width) for a, _ in points]
         ys = [_pixels(y._place(b), height, -height) for _, b in points]
         shape = _SHAPES[mark]
         paths.append(_path(mark, colour, _trace(xs[now], ys[now], shape)))
-        curves.append({"shape": shape, "x": _each_once(xs), "y": _each_once(ys)})
-    values = [[_number(value) for value in values] for values in sliders.values()]
-    data = {"values": values, "says": says, "curves": curves}
+        traces.append({"shape": shape, "x": _each_once(xs), "y": _each_once(ys)})
+    texts = [[_number(value) for value in values] for values in sliders.values()]
+    data = {"values": texts, "says": says, "curves": traces}
     knobs = zip(sliders, sliders.values(), start, strict=True)
     parts = [
         f'<figure class="live-figure" style="max-width: {1.35 * width + 105:.0f}px">',
