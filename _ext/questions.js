@@ -51,9 +51,9 @@
     return { paragraph, options, fold, list, answers };
   }
 
-  function radios(options, name) {
+  function radios(options) {
     const labels = [...options.children].map((item, i) => {
-      const button = element("input", { type: "radio", name, value: i });
+      const button = element("input", { type: "radio", name: "option", value: i });
       const from = item.querySelector(":scope > p") ?? item;
       return element("label", {}, button, element("span", {}, ...from.childNodes));
     });
@@ -106,9 +106,9 @@
     });
   }
 
-  function build({ paragraph, options, fold, list, answers }, number) {
+  function build({ paragraph, options, fold, list, answers }) {
     const legend = element("legend");
-    const fields = options ? radios(options, `question-${number}`) : numberField();
+    const fields = options ? radios(options) : numberField();
     const check = element("button", { type: "submit" }, "Check");
     const hint = element("p", { className: "hint" });
     const said = element("div", {}, hint);
@@ -127,7 +127,7 @@
     const bold = document.querySelectorAll("p > strong:first-child");
     const begins = [...bold].filter((words) => words.textContent === "Question.");
     const found = begins.map((words) => parts(words.parentElement)).filter(Boolean);
-    found.forEach(build);
+    for (const question of found) build(question);
   }
 
   if (document.readyState === "loading") addEventListener("DOMContentLoaded", start);

@@ -17,7 +17,9 @@ QUESTION = re.compile(
 BEGIN = re.compile(r"^\*\*Question\.?\*\*|^<summary>Answers</summary>", re.MULTILINE)
 DECIMAL = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"
 KEY = rf"(?:(?P<low>{DECIMAL})(?: to (?P<high>{DECIMAL}))?: |(?P<other>Else: ))?"
-ANSWER = re.compile(rf"\*{KEY}(?P<verdict>[Yy]es|[Nn]o)\.\* (?P<why>.+)", re.DOTALL)
+ANSWER = re.compile(
+    rf"\*(?P<key>{KEY}(?P<verdict>[Yy]es|[Nn]o)\.)\* (?P<why>.+)", re.DOTALL
+)
 MIN_QUESTIONS, MIN_OPTIONS, MIN_WHY = 3, 3, 20
 
 
@@ -25,6 +27,7 @@ MIN_QUESTIONS, MIN_OPTIONS, MIN_WHY = 3, 3, 20
 class Answer:
     """One answer: to an option, to the numbers from low to high, or to all others."""
 
+    key: str
     right: bool
     why: str
     low: float | None = None
@@ -61,7 +64,7 @@ def read_answer(item: str) -> Answer:
     if match["low"]:
         low, high = float(match["low"]), float(match["high"] or match["low"])
     right = match["verdict"].lower() == "yes"
-    return Answer(right, match["why"], low, high, bool(match["other"]))
+    return Answer(match["key"], right, match["why"], low, high, bool(match["other"]))
 
 
 def read_questions(notebook: Any) -> list[Question]:

@@ -19,13 +19,18 @@ __all__ = ["browser"]
 
 SCRIPT = (ROOT / "_ext" / "questions.js").read_text(encoding="utf-8")
 MATHJAX = re.compile(r'<script defer="defer" src="[^"]*tex-mml-chtml[^>]*></script>')
-# what the forms say at the moment, one list a form, without the formulas
+# the answers that the forms show at the moment, one list a form, without formulas
 SAID = """forms => forms.map((form) => [...form.querySelectorAll("[role=status] li")]
   .filter((item) => item.checkVisibility())
   .map((item) => {
-    const copy = item.cloneNode(true);
-    for (const part of copy.querySelectorAll(".math, .key")) part.remove();
-    return copy.textContent;
+    const walk = document.createTreeWalker(item, NodeFilter.SHOW_TEXT);
+    let text = "";
+    while (walk.nextNode()) {
+      const parent = walk.currentNode.parentElement;
+      if (parent.checkVisibility() && !parent.closest(".math"))
+        text += walk.currentNode.data;
+    }
+    return text;
   }))"""
 # formulas in the forms, and how many of them are typeset, each once
 FORMULAS = """async () => {
@@ -82,12 +87,12 @@ def enter(form: Locator, text: str, keyboard: bool) -> None:
 
 
 def numbers(question: Question) -> Iterator[float]:
-    """Yield the bounds of each range, what lies between, and what lies beyond."""
+    """Yield the bounds of each range and what lies beyond."""
     for answer in question.answers:
         if answer.low is not None and answer.high is not None:
             low, high = answer.low, answer.high
             step = (high - low) / 100 or abs(high) * 1e-6 or 1e-9
-            yield from (low, high, (low + high) / 2, low - step, high + step)
+            yield from (low, high, low - step, high + step)
     yield from (-98765.0, 98765.0)
 
 
@@ -170,6 +175,8 @@ def test_a_number_may_be_typed_in_many_ways(asked: Asked) -> None:
     form, question = tab.locator("form.question").nth(n), questions[n]
     for answer in question.answers[:-1]:
         value = (answer.low + answer.high) / 2
+        if not answer.right and value > 0:
+            continue  # the same once more
         for text in spellings(value):
             enter(form, text, keyboard=True)
             assert said(tab)[n] == [reply(answer)], text
@@ -243,7 +250,8 @@ def test_paper_shows_question_and_answers(asked: Asked) -> None:
     tab, questions = asked
     tab.emulate_media(media="print")
     forms = tab.locator("form.question")
-    assert said(tab) == [[*map(reply, question.answers)] for question in questions]
+    answers = [question.answers for question in questions]
+    assert said(tab) == [[plain(f"{a.key} {a.why}") for a in some] for some in answers]
     for shown in ("legend", ".options label", ".key"):
         there = forms.locator(shown)
         assert there.count() == there.locator("visible=true").count() > 0, shown
@@ -297,6 +305,15 @@ def test_formulas_are_typeset_whoever_comes_first(
     else:
         choose(tab.locator("form:has(.options)").first, 1, keyboard=False)
         tab.add_script_tag(url=f"{site}_mathjax/tex-mml-chtml.js")
-    count, typeset = tab.evaluate(FORMULAS)
-    assert count == typeset > 10
+    parts = [
+        text
+        for question in read_questions(read(path))
+        for text in (
+            question.text,
+            *question.options,
+            *(a.why for a in question.answers),
+        )
+    ]
+    expected = sum(text.count("$") for text in parts) // 2
+    assert tab.evaluate(FORMULAS) == [expected, expected] != [0, 0]
     tab.close()
