@@ -96,4 +96,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("html-page-context", simplify_buttons, priority=900)
     app.connect("build-finished", repair_pages)
     app.add_js_file(None, body=(HERE / "book_site.js").read_text(encoding="utf-8"))
+    app.add_js_file(None, body=(HERE / "questions.js").read_text(encoding="utf-8"))
     return {"parallel_read_safe": True, "parallel_write_safe": True}
