@@ -31,7 +31,7 @@ CHECKS = {
     ),
     # all pages, since an unchanged page keeps its warnings to itself
     "build": ("jupyter-book build -W -n --keep-going --all .", r"build succeeded"),
-    "site": ("python -m pytest tests/site_check.py tests/site_questions.py", PYTEST),
+    "site": ("python -m pytest tests/site_*.py", PYTEST),
 }
 
 
