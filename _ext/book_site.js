@@ -1,7 +1,7 @@
 // A formula that scrolls inside its own box must be within reach of the keyboard.
 function markScrollingFormulas() {
   for (const box of document.querySelectorAll("div.math mjx-container, span.math")) {
-    if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+    if (box.scrollWidth > box.clientWidth + 1) box.tabIndex = 0;
     else box.removeAttribute("tabindex");
   }
 }
@@ -11,4 +11,16 @@ addEventListener("load", async () => {
   markScrollingFormulas();
   addEventListener("resize", markScrollingFormulas);
   document.addEventListener("toggle", markScrollingFormulas, true);
+});
+// Paper is white and cannot be unfolded: while a page prints, every fold stands open
+// and its colours are the light ones.
+let screen;
+matchMedia("print").addEventListener("change", ({ matches: printing }) => {
+  const page = document.documentElement;
+  if (printing) {
+    const folds = [...document.querySelectorAll("details:not([open])")];
+    screen = { folds, theme: page.dataset.theme };
+  }
+  for (const fold of screen.folds) fold.open = printing;
+  page.dataset.theme = printing ? "light" : screen.theme;
 });

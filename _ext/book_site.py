@@ -29,6 +29,8 @@ REPAIRS = [
     # a list whose children are no list items, and a deprecated role
     (r'<div role="list" class="citation-list"', '<div class="citation-list"'),
     (r' role="doc-biblioentry"', ""),
+    # a corner of a table that heads nothing
+    (r'<th( class="[^"]*")?>(<p></p>)?</th>', r"<td\1></td>"),
     # the parameters of a signature stand in a definition list without terms
     (r'<dl>(?=\s*<dd><em class="sig-param">)', '<dl role="presentation">'),
 ]

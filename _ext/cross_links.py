@@ -116,6 +116,8 @@ def link_terms(app: Sphinx, doctree: nodes.document, docname: str) -> None:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect the steps to the build."""
+    # the search gives glossary entries themselves, which Sphinx leaves to whole pages
+    StandardDomain.object_types["term"].attrs["searchprio"] = 1
     app.connect("doctree-read", link_equations)
     app.connect("doctree-resolved", link_terms)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
