@@ -29,6 +29,11 @@ REPAIRS = [
     # a list whose children are no list items, and a deprecated role
     (r'<div role="list" class="citation-list"', '<div class="citation-list"'),
     (r' role="doc-biblioentry"', ""),
+    # some browsers would show a notebook's JSON instead of keeping the file
+    (
+        r'(<a href="[^"]*") target="_blank"(\s+class="[^"]*btn-download-source)',
+        r"\1 download\2",
+    ),
     # a corner of a table that heads nothing
     (r'<th( class="[^"]*")?>(<p></p>)?</th>', r"<td\1></td>"),
     # the parameters of a signature stand in a definition list without terms

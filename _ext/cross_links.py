@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from itertools import groupby
 
-from docutils import nodes
+from docutils import nodes  # type: ignore[import-untyped]
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.domains.std import StandardDomain
@@ -19,7 +18,7 @@ from sphinx.util import logging
 TAG = re.compile(r"\\tag\{(\d+)\}")
 # "(5)" after a space or a bracket, unless the words around it speak of another page
 REFERENCE = re.compile(
-    r"(?<=[\s(])(?<!['’]s\s)\((\d+)\)"
+    r"(?<=[\s(])(?<!['\u2019]s\s)\((\d+)\)"
     r"(?!\s+(?:of|in|from)\s+(?:the|chapter|another)\b)(?!\s+(?:of|in|from)\s*$)"
 )
 ENUMERATION = re.compile(r"(?:^|:\s+)\(1\)")
@@ -49,29 +48,47 @@ def number_equations(doctree: nodes.document) -> set[str]:
     return numbers
 
 
-def passages(doctree: nodes.document) -> Iterator[tuple[nodes.Element, str]]:
+def line(node: nodes.Element | None) -> Iterator[nodes.Element]:
+    """Go from an element through all that hold it."""
+    while node is not None:
+        yield node
+        node = node.parent
+
+
+def passages(doctree: nodes.document) -> Iterator[tuple[nodes.Element, nodes.Text]]:
     """Find the stretches of plain text, with the element that holds each."""
     for element in [*doctree.findall(nodes.TextElement)]:
-        holder: nodes.Element | None = element
-        while holder is not None and not isinstance(holder, SKIPPED):
-            holder = holder.parent
-        if holder is None and not ENUMERATION.search(element.astext()):
-            # a line's end divides text into several nodes
-            children = element.children
-            element.children = []
-            for is_text, group in groupby(children, lambda n: isinstance(n, nodes.Text)):
-                text = "".join(group) if is_text else ""
-                element.extend([nodes.Text(text)] if is_text else group)
+        skipped = any(isinstance(holder, SKIPPED) for holder in line(element))
+        if not skipped and not ENUMERATION.search(element.astext()):
+            join_lines(element)
             yield from ((element, n) for n in element.children if type(n) is nodes.Text)
 
 
-def linked(text: str, numbers: set[str], doctree: nodes.document) -> list[nodes.Node]:
+def join_lines(element: nodes.Element) -> None:
+    """Make one text of those that lines' ends have divided."""
+    joined: list[nodes.Node] = []
+    for child in element.children:
+        if (
+            joined
+            and isinstance(child, nodes.Text)
+            and isinstance(joined[-1], nodes.Text)
+        ):
+            child = nodes.Text(joined.pop().astext() + child.astext())
+        joined.append(child)
+    element.children = []
+    element.extend(joined)
+
+
+def linked(text: str, numbers: set[str], docname: str) -> list[nodes.Node]:
     """Turn references to equations within a text into links."""
     parts: list[nodes.Node] = []
     end = 0
     for found in REFERENCE.finditer(text):
         if found[1] in numbers:
-            place = {"refid": f"equation-{found[1]}", "reftitle": f"Equation {found[1]}"}
+            place = {
+                "refid": f"equation-{found[1]}",
+                "reftitle": f"Equation {found[1]}",
+            }
             parts.append(nodes.Text(text[end : found.start()]))
             parts.append(nodes.reference("", found[0], internal=True, **place))
             end = found.end()
@@ -81,7 +98,7 @@ def linked(text: str, numbers: set[str], doctree: nodes.document) -> list[nodes.
                 " \\tag{%s}: correct the number, or say of which page it is",
                 found[0],
                 found[1],
-                location=doctree,
+                location=docname,
             )
     return [*parts, nodes.Text(text[end:])]
 
@@ -90,7 +107,7 @@ def link_equations(app: Sphinx, doctree: nodes.document) -> None:
     """Number a page's equations and lead from the text to them."""
     numbers = number_equations(doctree)
     for element, text in [*passages(doctree)]:
-        element.replace(text, linked(text, numbers, doctree))
+        element.replace(text, linked(text, numbers, app.env.docname))
 
 
 def link_terms(app: Sphinx, doctree: nodes.document, docname: str) -> None:
@@ -102,16 +119,27 @@ def link_terms(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         for (kind, name), place in standard.objects.items()
         if kind == "term" and place[0] != docname
     }
-    for element in [*doctree.findall(lambda n: type(n) in {nodes.strong, nodes.emphasis})]:
-        name = " ".join(element.astext().replace("’", "'").split()).rstrip(".").lower()
-        if (place := terms.get(name)) and not next(element.findall(nodes.reference), None):
-            page, anchor = place
-            address = app.builder.get_relative_uri(docname, page) + f"#{anchor}"
-            link = nodes.reference("", "", internal=True, refuri=address, classes=["term"])
+    for element in [*doctree.findall(emphasised)]:
+        words = element.astext().replace("\u2019", "'").rstrip(".").lower().split()
+        if place := terms.get(" ".join(words)):
+            address = app.builder.get_relative_uri(docname, place[0]) + f"#{place[1]}"
+            link = nodes.reference("", "", internal=True, refuri=address)
+            link["classes"].append("term")
             link.extend(element.children)
-            element.children = []
-            element += link
+            element.children = [link]
+            link.parent = element
             terms = {n: p for n, p in terms.items() if p != place}
+
+
+def emphasised(node: nodes.Node) -> bool:
+    """Tell whether a node is bold or italic text within a paragraph, and no link."""
+    return (
+        isinstance(node, nodes.strong | nodes.emphasis)
+        and isinstance(node.parent, nodes.paragraph)
+        and next(iter(node.findall(nodes.reference)), None) is None
+        # a parameter of a function may be called like a term
+        and not any(isinstance(holder, addnodes.desc) for holder in line(node))
+    )
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

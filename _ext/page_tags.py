@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from docutils import nodes
+from docutils import nodes  # type: ignore[import-untyped]
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
@@ -93,10 +93,12 @@ def describe(paragraph: nodes.Element) -> str:
 
 def keep_description(app: Sphinx, doctree: nodes.document) -> None:
     """Describe a page by the beginning of the first paragraph below its title."""
-    paragraph = next(
-        (p for p in doctree.findall(nodes.paragraph) if type(p.parent) is nodes.section),
-        nodes.paragraph(),
+    below_title = (
+        paragraph
+        for paragraph in doctree.findall(nodes.paragraph)
+        if type(paragraph.parent) is nodes.section
     )
+    paragraph = next(below_title, nodes.paragraph())
     description = describe(paragraph)
     if len(description) not in LENGTHS:
         log.warning(
@@ -106,7 +108,7 @@ def keep_description(app: Sphinx, doctree: nodes.document) -> None:
             len(description),
             LENGTHS.start,
             LENGTHS.stop - 1,
-            location=doctree,
+            location=app.env.docname,
         )
     app.env.metadata[app.env.docname]["description"] = description
 

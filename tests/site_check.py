@@ -66,8 +66,8 @@ FACTS = r"""async () => {
     equations: all("article a[href^='#equation-']").map((a) => a.hash.slice(1)),
   };
 }"""
-# axe-core takes half a minute for a chapter: most of it for the contrast of each word of
-# the code, and the inside of each formula. So a word in the colours of an earlier one
+# axe-core takes half a minute for a chapter: for the contrast of each word of the code,
+# and for the inside of each formula. So a word in the colours of an earlier one
 # loses its own element, and formulas after the first become empty boxes of their size.
 THIN = r"""() => {
   const seen = new Set();
@@ -398,7 +398,8 @@ def test_search_engines_can_tell_pages_apart(visits: list[Visit]) -> None:
 
 
 def test_sitemap_lists_every_page(visits: list[Visit]) -> None:
-    found = [*unlisted(sorted({v.page for v in visits}), (SITE / "sitemap.xml").read_text())]
+    sitemap = (SITE / "sitemap.xml").read_text()
+    found = [*unlisted(sorted({visit.page for visit in visits}), sitemap)]
     assert not found, "\n".join(found)
 
 
@@ -415,11 +416,72 @@ def test_front_page_leads_to_the_book(browser: Browser) -> None:
         tab.close()
 
 
-def test_search_finds_a_page(browser: Browser) -> None:
+@pytest.mark.parametrize(
+    ("words", "page", "place"),
+    [
+        ("overflow", "chapters/introduction.html", "overflow"),
+        ("anderson", "chapters/api.html", "anderson"),
+        ("cobweb", "chapters/notation.html", "cobweb"),
+    ],
+)
+def test_search_leads_a_typing_reader_to_the_word(
+    browser: Browser, words: str, page: str, place: str
+) -> None:
     with served(SITE) as site:
-        tab = browser.new_page()
-        tab.goto(f"{site}search.html?q=notation")
-        tab.locator("#search-results li a").first.wait_for()
+        tab = browser.new_page(viewport={"width": 1280, "height": 900})
+        tab.goto(f"{site}chapters/index.html", wait_until="networkidle")
+        tab.keyboard.press("Control+k")
+        tab.keyboard.type(words)
+        tab.keyboard.press("Enter")
+        tab.wait_for_url("**/search.html?q=*")
+        found = tab.locator(f"#search-results li a[href*='{page}']").first
+        found.wait_for()
+        found.focus()
+        tab.keyboard.press("Enter")
+        tab.wait_for_url(f"**/{page}*")
+        assert place in tab.locator("article").inner_text().lower()
+        tab.close()
+
+
+def focus_stops(tab: Page, presses: int) -> list[tuple[str, bool]]:
+    """Press the tab key; give the label of each stop, and whether it shows."""
+    stops = []
+    for _ in range(presses):
+        tab.keyboard.press("Tab")
+        stops.append(tab.evaluate(FOCUS))
+    return [(label, shown) for label, shown in stops]
+
+
+FOCUS = r"""() => {
+  const { activeElement: stop } = document;
+  const { outlineStyle, outlineWidth, boxShadow } = getComputedStyle(stop);
+  const label = (stop.getAttribute("aria-label") ?? stop.title) || stop.innerText;
+  return [stop.tagName + " " + label.trim(),
+    outlineStyle !== "none" && parseFloat(outlineWidth) > 0 || boxShadow !== "none"];
+}"""
+
+
+def test_buttons_of_a_notebook_are_within_reach_of_the_keyboard(
+    browser: Browser,
+) -> None:
+    with served(SITE) as site:
+        tab = browser.new_page(viewport={"width": 1280, "height": 900})
+        tab.goto(f"{site}chapters/introduction.html", wait_until="networkidle")
+        stops = focus_stops(tab, 40)
+        assert not [label for label, shown in stops if not shown]
+        labels = [label for label, _ in stops]
+        assert labels[0].endswith("Skip to main content")
+        assert "A Launch on Colab" in labels
+        tab.locator("summary").first.focus()
+        for is_open in (True, False):
+            tab.keyboard.press("Enter")
+            assert tab.locator("details").first.evaluate("d => d.open") == is_open
+        with tab.expect_download() as download:
+            tab.evaluate(
+                "document.querySelector('.btn-download-source-button').focus()"
+            )
+            tab.keyboard.press("Enter")
+        assert json.loads(download.value.path().read_text())["nbformat"] == 4
         tab.close()
 
 
@@ -451,6 +513,77 @@ def test_check_fails_on_its_fault(
     with served(tmp_path) as site:
         assert not [*check(visit_page(browser, site, "good.html"))]
         assert [*check(visit_page(browser, site, "bad.html"))]
+
+
+def test_printing_fails_on_each_of_its_faults(browser: Browser, tmp_path: Path) -> None:
+    faults = {
+        "shows": "<nav>pages</nav>",
+        "cuts off": f"<pre style='overflow: auto'>{'x' * 999}</pre>",
+        "folds": "<details>more</details>",
+        "is rgb(255": "<style>body { background: black; color: white }</style>",
+    }
+    for problem, fault in faults.items():
+        (tmp_path / "a.html").write_text(f"<!DOCTYPE html><title>A page</title>{fault}")
+        with served(tmp_path) as site:
+            (found,) = printing(visit_page(browser, site, "a.html"))
+        assert found.startswith(problem)
+
+
+@pytest.fixture
+def described(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Visit:
+    """A page without fault in a book of its own."""
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    monkeypatch.setitem(globals(), "SITE", tmp_path)
+    repository = "repository:\n  url: https://github.com/OWNER/REPO\n"
+    (tmp_path / "_config.yml").write_text(repository)
+    (tmp_path / "card.png").touch()
+    cells = [{"cell_type": "markdown", "source": [r"$$ z = 1 \tag{1} $$"]}]
+    (tmp_path / "a.ipynb").write_text(json.dumps({"cells": cells}))
+    url, about = "https://OWNER.github.io/REPO/", "A page about something. " * 3
+    head = {"description": about, "og:description": about, "og:title": "A page"}
+    head |= {"og:url": f"{url}a.html", "canonical": f"{url}a.html"}
+    head |= {"og:image": f"{url}card.png"}
+    facts = {"title": "A page", "head": [*head.items()], "ids": ["equation-1"]}
+    return Visit("a.html", "", "", [], [], [], facts | {"equations": ["equation-1"]})
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("description", "Too short."),
+        ("description", "It says that $z$ is a solution of the equation above it."),
+        ("og:description", "Something else than what the page says of itself above."),
+        ("og:image", "https://OWNER.github.io/REPO/gone.png"),
+        ("og:url", "https://OWNER.github.io/a.html"),
+        ("canonical", "https://OWNER.github.io/REPO/b.html"),
+        ("og:title", ""),
+    ],
+)
+def test_description_fails_on_a_fault(
+    described: Visit, name: str, content: str
+) -> None:
+    assert not [*description(described)]
+    described.facts["head"].append((name, content))
+    assert [*description(described)]
+
+
+def test_equations_fail_without_anchor_or_link(described: Visit) -> None:
+    assert not [*equations(described)]
+    described.facts |= {"ids": [], "equations": []}
+    assert len([*equations(described)]) == 2
+
+
+def test_pages_that_look_the_same_are_found(described: Visit) -> None:
+    assert not [*alike([described])]
+    assert len([*alike([described, described])]) == 2
+
+
+def test_sitemap_fails_on_its_faults(described: Visit) -> None:
+    listed = "".join(
+        f"<loc>https://OWNER.github.io/REPO/{page}.html</loc>" for page in "aab"
+    )
+    assert len([*unlisted(["a.html", "c.html", "search.html"], listed)]) == 3
+    assert not [*unlisted(["b.html"], listed[-48:])]
 
 
 def test_links_fail_on_their_faults(browser: Browser, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+
 from implicit_layers.plotting import COLOURS, use_book_style
 
 CARD = Path(__file__).resolve().parent.parent / "_static" / "card.png"
@@ -33,7 +34,9 @@ def main() -> None:
     axes.set(xlim=(-0.05, 1.05), ylim=(-0.05, 1.05), xticks=[], yticks=[])
     axes.set_xlabel("$z$", fontsize=24)
     axes.set_ylabel(r"$\tanh(wz + x)$", fontsize=24)
-    figure.text(0.05, 0.58, "Deep\nImplicit Layers,\nexecutable", fontsize=46, va="center")
+    figure.text(
+        0.05, 0.58, "Deep\nImplicit Layers,\nexecutable", fontsize=46, va="center"
+    )
     about = "A tutorial book in PyTorch\nthat runs all it claims"
     figure.text(0.05, 0.2, about, fontsize=25, va="center", color=COLOURS["theory"])
     figure.savefig(CARD, dpi=100)
