@@ -24,3 +24,11 @@ matchMedia("print").addEventListener("change", ({ matches: printing }) => {
   for (const fold of screen.folds) fold.open = printing;
   page.dataset.theme = printing ? "light" : screen.theme;
 });
+// Results of a search show the words around the one sought, where a formula's source
+// would be no help.
+addEventListener("DOMContentLoaded", () => {
+  if (typeof Search === "undefined") return;
+  const { htmlToText } = Search;
+  const formula = /<(span|div) class="math[^>]*>[^<]*<\/\1>/g;
+  Search.htmlToText = (page, anchor) => htmlToText(page.replace(formula, "…"), anchor);
+});
