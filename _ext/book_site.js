@@ -12,3 +12,23 @@ addEventListener("load", async () => {
   addEventListener("resize", markScrollingFormulas);
   document.addEventListener("toggle", markScrollingFormulas, true);
 });
+// Paper is white and cannot be unfolded: while a page prints, every fold stands open
+// and its colours are the light ones.
+let screen;
+matchMedia("print").addEventListener("change", ({ matches: printing }) => {
+  const page = document.documentElement;
+  if (printing) {
+    const folds = [...document.querySelectorAll("details:not([open])")];
+    screen = { folds, theme: page.dataset.theme };
+  }
+  for (const fold of screen.folds) fold.open = printing;
+  page.dataset.theme = printing ? "light" : screen.theme;
+});
+// Results of a search show the words around the one sought, where a formula's source
+// would be no help.
+addEventListener("DOMContentLoaded", () => {
+  if (typeof Search === "undefined") return;
+  const { htmlToText } = Search;
+  const formula = /<(span|div) class="math[^>]*>[^<]*<\/\1>/g;
+  Search.htmlToText = (page, anchor) => htmlToText(page.replace(formula, "…"), anchor);
+});

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from page_tags import tags
 from sphinx.application import Sphinx
 
 HERE = Path(__file__).parent
@@ -28,6 +29,13 @@ REPAIRS = [
     # a list whose children are no list items, and a deprecated role
     (r'<div role="list" class="citation-list"', '<div class="citation-list"'),
     (r' role="doc-biblioentry"', ""),
+    # some browsers would show a notebook's JSON instead of keeping the file
+    (
+        r'(<a href="[^"]*") target="_blank"(\s+class="[^"]*btn-download-source)',
+        r"\1 download\2",
+    ),
+    # a corner of a table that heads nothing
+    (r'<th( class="[^"]*")?>(<p></p>)?</th>', r"<td\1></td>"),
     # the parameters of a signature stand in a definition list without terms
     (r'<dl>(?=\s*<dd><em class="sig-param">)', '<dl role="presentation">'),
 ]
@@ -38,7 +46,8 @@ FRONT_PAGE = """<!DOCTYPE html>
 <meta charset="utf-8">
 <title>{title}</title>
 <link rel="icon" href="_static/favicon.svg">
-<meta http-equiv="refresh" content="0; url={page}">
+<link rel="canonical" href="{url}">
+{tags}<meta http-equiv="refresh" content="0; url={page}">
 </head>
 <body><main><h1>{title}</h1><p><a href="{page}">Open the book</a></p></main></body>
 </html>
@@ -67,13 +76,15 @@ def simplify_buttons(
                 part["icon"] = "fas fa-code-branch"
 
 
-def write_front_page(app: Sphinx) -> None:
+def write_front_page(app: Sphinx, error: Exception | None) -> None:
     """Lead from ``index.html`` to the first page, wherever that lies."""
-    front = Path(app.outdir) / "index.html"
-    if app.builder.format == "html" and app.config.root_doc != "index":
-        page = f"{app.config.root_doc}.html"
-        text = FRONT_PAGE.format(title=app.config.html_title, page=page)
-        front.write_text(text, encoding="utf-8")
+    root, title = app.config.root_doc, app.config.html_title
+    if not error and app.builder.format == "html" and root != "index":
+        page = f"{root}.html"
+        url = app.config.html_baseurl + page
+        described = tags(app.config, title, app.env.metadata[root]["description"], url)
+        text = FRONT_PAGE.format(title=title, page=page, url=url, tags=described)
+        (Path(app.outdir) / "index.html").write_text(text, encoding="utf-8")
 
 
 def repair_pages(app: Sphinx, error: Exception | None) -> None:
@@ -92,8 +103,8 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Connect the steps to the build."""
     # before the pages are written, so that the script's address carries its checksum
     app.connect("builder-inited", copy_mathjax)
-    app.connect("builder-inited", write_front_page)
     app.connect("html-page-context", simplify_buttons, priority=900)
+    app.connect("build-finished", write_front_page)
     app.connect("build-finished", repair_pages)
     app.add_js_file(None, body=(HERE / "book_site.js").read_text(encoding="utf-8"))
     app.add_js_file(None, body=(HERE / "questions.js").read_text(encoding="utf-8"))
