@@ -21,6 +21,8 @@ REPAIRS = [
     # a label that hides the text which is seen
     (r'(<summary) aria-label="Toggle hidden content"', r"\1"),
     (r'(<button class="btn search-button-field[^>]*) aria-label="Search"', r"\1"),
+    # on the landing page the book's title would stand twice
+    (r"<title>(.*?) &#8212; \1</title>", r"<title>\1</title>"),
     # the book's title must stand in a landmark
     (
         r'(<div id="pst-primary-sidebar") class',

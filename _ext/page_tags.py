@@ -145,8 +145,6 @@ def add_tags(
     else:
         title = re.sub("<.*?>", "", context["title"])
         about = app.env.metadata[pagename]["description"]
-    if pagename == app.config.root_doc:
-        context["docstitle"] = ""  # the title of the book once is enough
     own = tags(app.config, title, about, context["pageurl"])
     context["metatags"] = context.get("metatags", "") + own
 
