@@ -1,6 +1,6 @@
 // A formula that scrolls inside its own box must be within reach of the keyboard.
 function markScrollingFormulas() {
-  for (const box of document.querySelectorAll("div.math mjx-container, span.math")) {
+  for (const box of document.querySelectorAll(".math")) {
     // single letters lean out of their box by a pixel or two
     if (box.scrollWidth > box.clientWidth + 4) box.tabIndex = 0;
     else box.removeAttribute("tabindex");

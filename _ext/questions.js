@@ -15,7 +15,9 @@
 
   function numberIn(text) {
     const plain = text.trim().replace(/[\u2212\u2013]/g, "-").replace(",", ".");
-    return NUMBER.test(plain) ? Number(plain) : NaN;
+    const [whole, part = "1", ...more] = plain.split("/");
+    const fits = !more.length && NUMBER.test(whole) && NUMBER.test(part);
+    return fits && Number(part) ? Number(whole) / Number(part) : NaN;
   }
 
   // 1,234 may be a thousand or a little more than one
@@ -24,7 +26,7 @@
     if (/^\D?[1-9]\d{0,2},\d{3}$/.test(text.trim()))
       return "Is the comma a decimal point? Write 1234 or 1.234.";
     if (Number.isNaN(numberIn(text)))
-      return "This is not a number. Write it like 12, -0.5 or 1e-3.";
+      return "This is not a number. Write it like 12, -0.5, 2/3 or 1e-3.";
     return "";
   }
 

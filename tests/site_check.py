@@ -64,6 +64,12 @@ FACTS = r"""async () => {
     head: all("head meta, head link[rel=canonical]").map((tag) => [
       tag.getAttribute("property") ?? tag.name ?? tag.rel,
       tag.content ?? tag.getAttribute("href")]),
+    cut: all(".math mjx-container").filter((formula) => {
+      const box = formula.closest(".math");
+      const wide = box.scrollWidth > box.clientWidth + 4;
+      return formula.getBoundingClientRect().left < box.getBoundingClientRect().left - 2
+        || wide && !/auto|scroll/.test(getComputedStyle(box).overflowX);
+    }).map((formula) => formula.textContent.slice(0, 40)),
     equations: all("article a[href^='#equation-']").map((a) => a.hash.slice(1)),
   };
 }"""
@@ -163,6 +169,11 @@ def faulty_tex(visit: Visit) -> Problems:
     yield from visit.facts["faulty"]
 
 
+def cut_formulas(visit: Visit) -> Problems:
+    """Formulas wider than their place of which a reader cannot reach both ends."""
+    yield from visit.facts["cut"]
+
+
 def bad_images(visit: Visit) -> Problems:
     for alt, src, loaded in visit.facts["images"]:
         if not loaded:
@@ -233,6 +244,7 @@ CHECKS: list[Callable[[Visit], Problems]] = [
     overflow,
     raw_tex,
     faulty_tex,
+    cut_formulas,
     bad_images,
     weight,
     colab_button,
@@ -504,6 +516,9 @@ FAULTS = {
     overflow: '<p style="width: 2000px">wide</p>',
     raw_tex: r'<p>Let <span class="math">\(z\)</span> be $z^2$.</p>',
     faulty_tex: MATHJAX + r"<p>\(\frac{1}\), \(\nosuchmacro\)</p>",
+    cut_formulas: MATHJAX
+    + "<div class='math' style='display: flex; justify-content: center; width: 1em;"
+    " overflow: auto'>\\(a + b + c + d\\)</div>",
     bad_images: '<img src="a.png" alt="a.png"><img src="gone.png" alt="A picture">',
     weight: "<script>fetch('big.bin').then((answer) => answer.blob())</script>",
     accessibility: "<p style='color: silver'>pale</p><table><tr><th></th></tr></table>",

@@ -102,6 +102,7 @@ def spellings(value: float) -> Iterator[str]:
     yield from (repr(value), f" {value!r} ", decimal, f"{value:.12e}", f"{value:.12E}")
     yield from (decimal.replace(".", ","), decimal.replace("-", "\u2212"))
     yield decimal if value < 0 else f"+{decimal}"
+    yield f"{value * 8!r}/8"
 
 
 def page_of(path: Path) -> str:
@@ -182,7 +183,7 @@ def test_a_number_may_be_typed_in_many_ways(asked: Asked) -> None:
             assert said(tab)[n] == [reply(answer)], text
 
 
-RUBBISH = ("abc", "", " ", "1e", "e5", "--3", "4 3", "0x10", "Infinity", "1.2.3")
+RUBBISH = ("abc", "", " ", "1e", "e5", "--3", "4 3", "0x10", "Infinity", "1.2.3", "1/0")
 AMBIGUOUS = ("1,234", "-12,345")
 
 

@@ -344,9 +344,9 @@ def live_figure(
     knobs = zip(sliders, sliders.values(), start, strict=True)
     parts = [
         f'<figure class="live-figure" style="max-width: {1.35 * width + 105:.0f}px">',
+        *(_slider(*knob) for knob in knobs),
         _legend(styles),
         _drawing(x, y, width, height, alt, paths),
-        *(_slider(*knob) for knob in knobs),
         f"<output>{escape(says[now])}</output>",
         '<script type="application/json">',
         json.dumps(data, ensure_ascii=False, indent=0).replace("<", "\\u003c"),
