@@ -15,7 +15,7 @@ addEventListener("load", async () => {
 });
 // Paper is white and cannot be unfolded: while a page prints, every fold stands open
 // and its colours are the light ones.
-let screen;
+let screen = { folds: [] };
 matchMedia("print").addEventListener("change", ({ matches: printing }) => {
   const page = document.documentElement;
   if (printing) {
