@@ -328,16 +328,12 @@ def served(folder: Path) -> Iterator[str]:
 
 
 def print_preview(tab: Page) -> list[str]:
-    """Read off how the page would print, with its folds as the reader finds them."""
-    size = tab.viewport_size
-    assert size
+    """Read off how a fresh page would print; it is of no further use."""
+    tab.reload(wait_until="networkidle")
     tab.set_viewport_size(A4)
     tab.emulate_media(media="print")
     tab.wait_for_timeout(300)  # until the page has noticed
     problems: list[str] = tab.evaluate(PRINT)
-    tab.emulate_media(media="screen")
-    tab.set_viewport_size(size)
-    tab.wait_for_timeout(600)  # the theme waits before it looks at what scrolls
     return problems
 
 
@@ -368,11 +364,11 @@ def visit_page(
     tab.on("pageerror", lambda error: errors.append(str(error)))
     tab.on("console", lambda m: m.type == "error" and errors.append(m.text))
     tab.goto(site + page, wait_until="networkidle")
-    printed = print_preview(tab) if (width, scheme) == (1280, "dark") else []
-    facts = tab.evaluate(FACTS) | {"print": printed}
-    facts["axe"] = [*violations(tab)]
+    facts = tab.evaluate(FACTS) | {"axe": [*violations(tab)], "print": []}
     sizes = [(r.url, r.sizes()["responseBodySize"]) for r in requests if r.response()]
     aborted = [(r.url, 0) for r in requests if not r.response()]
+    if (width, scheme) == (1280, "dark"):
+        facts["print"] = print_preview(tab)
     context.close()
     look = f"{width} px, {scheme}"
     return Visit(page, look, site, sizes + aborted, missing, errors, facts)
