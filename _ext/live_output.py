@@ -14,7 +14,7 @@ class LiveOutput(SphinxDirective):
     required_arguments = 2
 
     def run(self) -> list[nodes.Node]:
-        """Return the output as raw HTML, in the wrapping that outputs have."""
+        """Return the output as raw HTML."""
         path, name = self.arguments
         _, file = self.env.relfn2path(path)
         self.env.note_dependency(file)

@@ -75,7 +75,8 @@ FACTS = r"""async () => {
 }"""
 # axe-core takes half a minute for a chapter: for the contrast of each word of the code,
 # and for the inside of each formula. So a word in the colours of an earlier one
-# loses its own element, and formulas after the first become empty boxes of their size.
+# loses its own element, and formulas after the twentieth become empty boxes of their
+# size.
 THIN = r"""() => {
   const still = document.createElement("style");
   still.textContent = "* { transition: none !important }";

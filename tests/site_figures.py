@@ -40,6 +40,7 @@ def figures() -> Iterator[tuple[str, int, str]]:
 
 
 FIGURES = [*figures()]
+each_figure = pytest.mark.parametrize(("page", "number", "html"), FIGURES)
 SAMPLE = min((html for _, _, html in FIGURES), key=len)
 
 
@@ -106,7 +107,7 @@ def agrees(figure: Locator, html: str, places: tuple[int, ...]) -> bool:
     )
 
 
-@pytest.mark.parametrize(("page", "number", "html"), FIGURES)
+@each_figure
 def test_keys_lead_through_all_frames(
     browser: Browser, page: str, number: int, html: str
 ) -> None:
@@ -128,7 +129,7 @@ def test_keys_lead_through_all_frames(
         assert agrees(figure, html, tuple(last))
 
 
-@pytest.mark.parametrize(("page", "number", "html"), FIGURES)
+@each_figure
 def test_mouse_and_finger_set_a_slider(
     browser: Browser, page: str, number: int, html: str
 ) -> None:
@@ -188,7 +189,7 @@ def test_alone_in_a_frame_as_notebooks_show_it(
         assert agrees(figure, SAMPLE, last)
 
 
-@pytest.mark.parametrize(("page", "number", "html"), FIGURES)
+@each_figure
 def test_without_script_it_is_its_first_frame(
     browser: Browser, page: str, number: int, html: str
 ) -> None:
@@ -200,7 +201,7 @@ def test_without_script_it_is_its_first_frame(
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize(("page", "number", "html"), FIGURES)
+@each_figure
 def test_lines_and_words_stand_out_and_fit(
     browser: Browser, page: str, number: int, html: str, scheme: Any
 ) -> None:
