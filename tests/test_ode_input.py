@@ -49,7 +49,7 @@ def test_bad_start_is_refused_before_f_is_called(method, gradient, y0, error, me
 @pytest.mark.xfail(reason="half precision is let in")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_refused_before_f_is_called(dtype):
-    with pytest.raises((TypeError, ValueError), match="y0.*float16"):
+    with pytest.raises((TypeError, ValueError), match=r"y0.*float16"):
         odeint(never, Y.to(dtype), T)
 
 
