@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function, grad
 from torch.autograd.function import once_differentiable
-from torch.autograd.graph import saved_tensors_hooks
+from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from implicit_layers.implicit import implicit_fixed_point
@@ -82,7 +82,7 @@ def odeint(
     rtol: float = 1e-5,
     atol: float = 1e-6,
     gradient: str = "backprop",
-    params: Iterable[Tensor] | None = None,
+    params: Iterable[Tensor] | Tensor | None = None,
     step_size: float | None = None,
     max_steps: int = 10_000,
 ) -> tuple[Tensor, ODEStatistics]:
@@ -127,8 +127,8 @@ def odeint(
           tolerances. Its steps are chosen by y and its adjoint alone (Chen et al. 2018;
           Kidger, Chen and Lyons 2021).
     params
-        For `"adjoint"`: the tensors whose gradients are wanted. None: the parameters of
-        f, which is then an `nn.Module`.
+        For `"adjoint"`: the tensors whose gradients are wanted, or one. None: the
+        parameters of f, which is then an `nn.Module`.
     step_size
         For the methods with given steps: each interval of t is cut into equal steps
         that are not longer. None: the intervals themselves.
@@ -143,7 +143,8 @@ def odeint(
     Raises
     ------
     TypeError
-        If y0 or t is no floating-point tensor.
+        If y0 is not of float32 or float64, t no floating-point tensor, or `params`
+        holds something else than tensors.
     ValueError
         If an argument is out of its range or unknown, f returns another shape, dtype or
         device than y has, or `"adjoint"` would lose the gradient of a tensor that f
@@ -165,7 +166,8 @@ def odeint(
         if gradient == "checkpoint" and torch.is_grad_enabled():
             run.again = _Counted(f, statistics, "backward_evaluations")
         on_tape = t.requires_grad and torch.is_grad_enabled()
-        ys = _trajectory(run, y0, t.unbind() if on_tape else t.tolist())
+        times = t.to("cpu", torch.double).unbind() if on_tape else t.tolist()
+        ys = _trajectory(run, y0, times)
     statistics.reached_end = True
     return ys, statistics
 
@@ -179,7 +181,7 @@ class _Counted:
     def __call__(self, t: Any, y: Tensor) -> Tensor:
         count = getattr(self.statistics, self.name)
         setattr(self.statistics, self.name, count + 1)
-        dy = self.f(torch.as_tensor(t, dtype=y.dtype, device=y.device), y)
+        dy = self.f(t.to(y) if isinstance(t, Tensor) else y.new_full((), t), y)
         if count == 0:
             refuse_bad_output(dy, y)
         return dy
@@ -260,8 +262,9 @@ class _Integrator:
     step_size: float | None
     max_steps: int
     statistics: ODEStatistics
-    again: Derivative | None = None  # f for backward, where stages are to be forgotten
+    again: Derivative | None = None  # f for backward, where stages are forgotten
     h: float | None = None  # the step size that the last accepted step suggests
+    forgetful: "_Forgetful" = field(default_factory=lambda: _Forgetful())
 
     def steps(self, y: Tensor, start: Any, stop: Any) -> Iterator[_Step]:
         """The accepted steps from start to stop."""
@@ -317,7 +320,7 @@ class _Integrator:
             k = self.f(now, y)
         else:
             again = self.again
-            k = _forgetful(lambda: self.f(now, y), lambda: again(now, y))
+            k = self.forgetful(lambda: self.f(now, y), lambda y: again(now, y), y)
         if not _is_finite(k):
             raise self._not_finite(now)
         return k
@@ -328,6 +331,8 @@ class _Integrator:
         scale = self.atol + self.rtol * y.abs()
         length = end - _number(now)
         size, slope = _worst(y / scale), _worst(k / scale)
+        if not math.isfinite(slope):  # its square is too large for the dtype
+            return 1e-6 * length
         h = 1e-6 if min(size, slope) < 1e-5 else 0.01 * size / slope
         h = math.copysign(min(h, abs(length)), length)
         later = torch.tensor(_number(now) + h, dtype=torch.double)
@@ -353,15 +358,14 @@ class _Integrator:
             return self._stages(self.f, now, h, y, k)
         again, on_tape = self.again, None if k is None else k.requires_grad
 
-        def rerun() -> object:
+        def rerun(y: Tensor) -> object:
             first = None
             if on_tape is not None:  # the last stage of the step before is not kept
-                with torch.no_grad():
-                    first = again(now, y)
-                first.requires_grad_(on_tape)
+                with torch.no_grad(), saved_tensors_hooks(_itself, _itself):
+                    first = again(now, y).detach().requires_grad_(on_tape)
             return self._stages(again, now, h, y, first)
 
-        return _forgetful(lambda: self._stages(self.f, now, h, y, k), rerun)
+        return self.forgetful(lambda: self._stages(self.f, now, h, y, k), rerun, y)
 
     def _stages(
         self, f: Derivative, now: Any, h: Any, y: Tensor, k: Tensor | None
@@ -439,14 +443,17 @@ def _combined(
     y: Tensor, h: Any, weights: Sequence[float], stages: Sequence[Tensor]
 ) -> Tensor:
     """The sum y + h (weights[0] stages[0] + ...); more stages than weights are left."""
+    sum_ = y
     for weight, k in zip(weights, stages, strict=False):
         if weight == 0:
             continue
         if isinstance(h, Tensor):
-            y = y + (h * weight) * k
-        else:
-            y = torch.add(y, k, alpha=h * weight)
-    return y
+            sum_ = sum_ + (h * weight) * k
+        elif sum_ is y:
+            sum_ = torch.add(y, k, alpha=h * weight)
+        else:  # in place: addition keeps nothing for the backward pass
+            sum_.add_(k, alpha=h * weight)
+    return sum_
 
 
 def _worst(x: Tensor) -> float:
@@ -501,32 +508,65 @@ def _between(step: _Step, fractions: Sequence[Any]) -> Tensor:
     return y + step.h * moved
 
 
-def _forgetful(run: Callable[[], Any], rerun: Callable[[], object]) -> Any:
-    """Call run on the tape without what the tape would save; rerun brings it back."""
-    count = 0
-    saved: dict[int, Tensor] = {}
+class _Forgetful:
+    """Calls on the tape that save one state each; a second call brings back the rest.
 
-    def forget(_: Tensor) -> int:
-        nonlocal count
-        count += 1
-        return count - 1
+    As `torch.utils.checkpoint`, with less to do for each tensor. What is brought back
+    stays until it is another call's turn, since a backward pass may ask for it twice.
+    """
 
-    def remember(number: int) -> Tensor:
-        if number not in saved:
-            with torch.enable_grad(), saved_tensors_hooks(keep, lambda x: x):
-                again.clear()
-                rerun()
-            saved.update(enumerate(again))
-        return saved.pop(number)
+    def __init__(self) -> None:
+        self.tensors: list[Tensor] = []
+        self.whose: object = None
 
-    again: list[Tensor] = []
+    def __call__(
+        self, run: Callable[[], Any], rerun: Callable[[Tensor], object], y: Tensor
+    ) -> Any:
+        """Return run(); in a backward pass, rerun(y) does the same again."""
+        kept = _Keep.apply(y, y.new_empty(0, requires_grad=True)).grad_fn
+        fresh: list[Tensor] = []  # for an f that itself takes gradients
+        count = 0
 
-    def keep(x: Tensor) -> Tensor:
-        again.append(x.detach())
+        def forget(x: Tensor) -> int:
+            nonlocal count
+            fresh.append(x)
+            count += 1
+            return count - 1
+
+        def remember(number: int) -> Tensor:
+            if fresh:
+                return fresh[number]
+            if self.whose is not kept:
+                self.tensors, self.whose = [], kept
+                with torch.enable_grad(), saved_tensors_hooks(self._keep, _itself):
+                    rerun(kept.saved_tensors[0])
+            return self.tensors[number]
+
+        with saved_tensors_hooks(forget, remember):
+            result = run()
+        fresh.clear()
+        return result
+
+    def _keep(self, x: Tensor) -> Tensor:
+        self.tensors.append(x.detach())
         return x
 
-    with saved_tensors_hooks(forget, remember):
-        return run()
+
+def _itself(x: Tensor) -> Tensor:
+    return x
+
+
+class _Keep(Function):
+    """Saves a tensor where autograd saves its own, for all to see."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, on_tape: Tensor) -> Tensor:
+        ctx.save_for_backward(y)
+        return on_tape.clone()
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> Any:
+        raise NotImplementedError("what is kept is read, not differentiated")
 
 
 class _Hamiltonian:
@@ -625,15 +665,22 @@ def _add_quadrature(
             sum_ += piece
 
 
-def _parameters(f: Derivative, params: Iterable[Tensor] | None) -> tuple[Tensor, ...]:
-    if params is None and not isinstance(f, nn.Module):
-        raise ValueError(
-            "gradient='adjoint' needs the tensors whose gradients are wanted, and f is "
-            "no nn.Module: give params, (W, b) for example, or () if there are none"
-        )
-    return tuple(
-        f.parameters() if isinstance(f, nn.Module) and params is None else params or ()
-    )
+def _parameters(
+    f: Derivative, params: Iterable[Tensor] | Tensor | None
+) -> tuple[Tensor, ...]:
+    if params is None:
+        if not isinstance(f, nn.Module):
+            raise ValueError(
+                "gradient='adjoint' needs the tensors whose gradients are wanted, and "
+                "f is no nn.Module: give params, (W, b) for example, or () if there "
+                "are none"
+            )
+        params = f.parameters()
+    chosen = (params,) if isinstance(params, Tensor) else tuple(params)
+    for p in chosen:
+        if not isinstance(p, Tensor):
+            raise TypeError(f"params holds {type(p).__name__}: give tensors")
+    return chosen
 
 
 def _refuse_lost_gradients(
@@ -641,8 +688,12 @@ def _refuse_lost_gradients(
 ) -> None:
     """Raise if f touches a tensor with a gradient that is not among params."""
     with torch.enable_grad():
-        node = f(t[0].detach(), y0.detach()).grad_fn
-    known = {id(p) for p in params}
+        y0 = y0.detach().requires_grad_()
+        dy = f(t[0].detach(), y0)
+    if not dy.requires_grad:
+        return
+    node: Any = get_gradient_edge(dy).node
+    known = {id(y0), *(id(p) for p in params)}
     todo, seen = [node], {p.grad_fn for p in params}
     while todo:
         node = todo.pop()
@@ -671,6 +722,8 @@ def _refuse_arguments(
     max_steps: int,
 ) -> None:
     refuse_bad_batch("y0", y0)
+    if y0.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"y0 is {y0.dtype}: give float32 or float64")
     _refuse_bad_times(t)
     for name, given, all_ in (
         ("method", method, _METHODS),
