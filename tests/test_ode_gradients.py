@@ -221,7 +221,7 @@ def test_checkpoint_gives_the_numbers_of_backprop_where_not_all_is_wanted(
         leaves = {"y0": y0.clone(), "t": t.clone(), "f": weight.clone()}
         asked = [leaves[name].requires_grad_() for name in wanted.split()]
         f = field(leaves["f"], bias)
-        ys, stats = odeint(
+        ys, _ = odeint(
             f, leaves["y0"], leaves["t"], method=method, gradient=gradient, rtol=1e-3
         )
         results.append((ys.detach(), *grad(outcome(ys), asked)))
