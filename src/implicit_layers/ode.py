@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function, grad
-from torch.autograd.function import once_differentiable
 from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -149,6 +148,8 @@ def odeint(
         If an argument is out of its range or unknown, f returns another shape, dtype or
         device than y has, or `"adjoint"` would lose the gradient of a tensor that f
         touches and `params` lacks.
+    RuntimeError
+        In the backward pass, if the adjoint itself is to be differentiated.
     ODEError
         If there are too many steps, a step becomes too small for the clock, or the
         state or its derivative is no longer finite.
@@ -609,8 +610,12 @@ class _Adjoint(Function):
         return ys
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, v: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "gradient='adjoint' has no second derivative (create_graph=True): take "
+                "'checkpoint' or 'backprop'"
+            )
         t, ys, *params = ctx.saved_tensors
         times = t.tolist()
         f = _Counted(ctx.run.f.f, ctx.run.statistics, "backward_evaluations")
