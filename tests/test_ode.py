@@ -653,7 +653,6 @@ def test_error_of_f_itself_comes_through(method):
         assert torch.is_grad_enabled()
 
 
-@pytest.mark.xfail(reason="slope in units of the tolerance overflows to a zero step")
 def test_steep_slope_in_single_precision_is_solved():
     y0 = torch.ones(1, 1)
     ys, _ = odeint(lambda t, y: 1e16 * torch.ones_like(y), y0, torch.tensor([0.0, 1.0]))

@@ -371,8 +371,8 @@ def test_every_gradient_of_a_linear_system_is_that_of_the_matrix_exponential(sys
             y0,
             t,
             gradient=gradient,
-            rtol=1e-9,
-            atol=1e-9,
+            rtol=1e-7,
+            atol=1e-7,
             **options,
         )
         ours = grad(outcome(ys), (matrix, y0, t))
@@ -389,6 +389,10 @@ def test_parameters_of_a_module_are_found():
     found = grad(outcome(ys), (y0, t, *f.parameters()))
     ys, _ = odeint(f, y0, t, gradient="adjoint", params=iter(f.parameters()), **TIGHT)
     agree(grad(outcome(ys), (y0, t, *f.parameters())), found)
+    f.bias.requires_grad_(False)  # and then one tensor is all of them
+    ys, _ = odeint(f, y0, t, gradient="adjoint", params=f.weight, **TIGHT)
+    agree(grad(outcome(ys), (y0, t, f.weight)), found[:3])
+    f.bias.requires_grad_()
     ys, _ = odeint(f, y0, t, **TIGHT)
     agree(grad(outcome(ys), (y0, t, *f.parameters())), found, rtol=1e-7, atol=1e-7)
 
@@ -512,7 +516,6 @@ def test_adjoint_that_would_lose_a_gradient_is_refused(hidden):
         odeint(f, y0, t, gradient="adjoint", params=params)
 
 
-@pytest.mark.xfail(reason="a leaf that f returns has no node to be found")
 def test_adjoint_that_would_lose_the_gradient_of_a_whole_slope_is_refused():
     (slope,) = wanting(randn(2, 3))
     with pytest.raises(ValueError, match="lose"):
@@ -522,42 +525,29 @@ def test_adjoint_that_would_lose_the_gradient_of_a_whole_slope_is_refused():
 T = double(0, 1)
 
 
+@pytest.mark.parametrize("loss", [outcome, torch.sum])
 @explicit
-def test_adjoint_cannot_be_differentiated_twice(method):
+def test_adjoint_cannot_be_differentiated_twice(method, loss):
     y0, t, weight, bias = problem()
-    ys, _ = odeint(
-        field(weight, bias),
-        y0,
-        t,
-        method=method,
-        gradient="adjoint",
-        params=(weight, bias),
-    )
-    (first,) = grad(outcome(ys), y0, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"once_differentiable|twice"):
-        first.sum().backward()
-
-
-@pytest.mark.xfail(reason="with a loss linear in ys the penalty has no gradient at all")
-def test_penalty_on_the_gradient_of_an_adjoint_is_not_lost():
-    y0, t, weight, bias = problem()
-    f = field(weight, bias)
-    ys, _ = odeint(f, y0, t, gradient="adjoint", params=(weight, bias))
-    with pytest.raises(RuntimeError, match=r"once_differentiable|twice|adjoint"):
-        (first,) = grad(ys.sum(), y0, create_graph=True)
-        (ys.square().sum() + first.square().sum()).backward()
+    options = {"gradient": "adjoint", "params": (weight, bias), "method": method}
+    ys, _ = odeint(field(weight, bias), y0, t, **options)
+    with pytest.raises(RuntimeError, match="second derivative"):
+        grad(loss(ys), y0, create_graph=True)
 
 
 def test_adjoint_that_fails_on_its_way_back_says_so():
-    # forward within the steps allowed; the way back needs more of them
-    y0, t = wanting(randn(2, 2), double(0, 3))
-    f = Recorder(oscillator)
-    _, stats = odeint(f, y0, t)
+    # a decay, and where it comes from is found by a growth
+    y0, t = wanting(double(1.0, 2.0), double(0, 3))
+    options = {"gradient": "adjoint", "params": (), "rtol": 1e-6}
+    ys, stats = odeint(lambda t, y: -10 * y, y0, t, **options)
     enough = stats.accepted + stats.rejected
-    ys, _ = odeint(f, y0, t, gradient="adjoint", params=(), max_steps=enough)
+    outcome(ys).backward()
+    assert stats.backward_evaluations > stats.evaluations
+    ys, _ = odeint(lambda t, y: -10 * y, y0, t, max_steps=enough, **options)
     with pytest.raises(ODEError, match="max_steps") as caught:
-        (ys[1] * double(1, 100)).sum().backward()
-    assert 0 <= caught.value.time <= 3
+        outcome(ys).backward()
+    assert 0 < caught.value.time < 3
+    assert caught.value.statistics.accepted + caught.value.statistics.rejected == enough
 
 
 # ---- stiff problems -----------------------------------------------------------------
@@ -624,45 +614,31 @@ def hamiltonian(weight, bias):
     return f
 
 
-@pytest.mark.parametrize(
-    "gradient",
-    [
-        "backprop",
-        pytest.param(
-            "checkpoint",
-            marks=pytest.mark.xfail(reason="tensors of another place come back"),
-        ),
-        pytest.param(
-            "adjoint",
-            marks=pytest.mark.xfail(reason="f's own leaf is taken for a lost one"),
-        ),
-    ],
-)
+@every_gradient
 @pytest.mark.parametrize("wanted", [False, True])
 def test_right_hand_side_may_take_gradients_itself(gradient, wanted):
     y0, t, weight, bias = problem((0.0, 0.5, 2.0))
     y0 = y0.detach().requires_grad_(wanted)
     options = {"params": (weight, bias)} if gradient == "adjoint" else {}
     asked = (y0, weight, bias) if wanted else (weight, bias)
-    f = hamiltonian(weight, bias)
-    ys, stats = odeint(f, y0, t, gradient=gradient, **options, **TIGHT)
+    f, accuracy = hamiltonian(weight, bias), {"rtol": 1e-8, "atol": 1e-8}
+    ys, stats = odeint(f, y0, t, gradient=gradient, **options, **accuracy)
     assert stats.backward_evaluations == 0
     found = grad(outcome(ys), asked)
     with torch.no_grad():
-        states = odeint(f, y0, t, **TIGHT)[0]
+        states = odeint(f, y0, t, **accuracy)[0]
     agree(ys, states)
-    reference = unrolled(y0, t[[0, 2]], f, RK4, [0.005] * 400)
-    loss = torch.stack([y0, reference[100], reference[-1]])
+    reference = unrolled(y0, t[[0, 2]], f, RK4, [0.05] * 40)
+    loss = torch.stack([y0, reference[10], reference[-1]])
     theirs = grad(outcome(loss), asked)
-    agree(found, theirs, rtol=1e-6, atol=1e-6)
+    agree(found, theirs, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.xfail(reason="the clock of times that want a gradient runs in their dtype")
 def test_times_in_single_precision_that_want_a_gradient_change_no_step():
-    y0, t = randn(1, 2), torch.tensor([1e4, 1e4 + 1.0])
+    y0, t = randn(1, 2), torch.tensor([1e5, 1e5 + 1.0])
 
     def fast(t, y):
-        return 300 * oscillator(t, y)
+        return 50 * oscillator(t, y)
 
     expected, first = odeint(fast, y0, t)
     found, second = odeint(fast, y0, t.clone().requires_grad_())
