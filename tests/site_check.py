@@ -338,11 +338,13 @@ def print_preview(tab: Page) -> list[str]:
     return problems
 
 
-def violations(tab: Page) -> Problems:
+def violations(tab: Page, scheme: str) -> Problems:
     """What axe-core finds; the page is of no further use."""
     tab.evaluate(THIN)
     # with preload it would fetch every style sheet again
-    options = {"resultTypes": ["violations"], "preload": False}
+    options: dict[str, Any] = {"resultTypes": ["violations"], "preload": False}
+    if scheme == "dark":  # which differs from light in its colours alone
+        options["runOnly"] = {"type": "tag", "values": ["cat.color"]}
     for violation in Axe().run(tab, options=options).response["violations"]:
         for node in violation["nodes"]:
             yield f"{violation['help']}: {node['target']} {node['html'][:80]}"
@@ -365,7 +367,7 @@ def visit_page(
     tab.on("pageerror", lambda error: errors.append(str(error)))
     tab.on("console", lambda m: m.type == "error" and errors.append(m.text))
     tab.goto(site + page, wait_until="networkidle")
-    facts = tab.evaluate(FACTS) | {"axe": [*violations(tab)], "print": []}
+    facts = tab.evaluate(FACTS) | {"axe": [*violations(tab, scheme)], "print": []}
     sizes = [(r.url, r.sizes()["responseBodySize"]) for r in requests if r.response()]
     aborted = [(r.url, 0) for r in requests if not r.response()]
     if (width, scheme) == (1280, "dark"):

@@ -3,7 +3,7 @@
 import inspect
 import pkgutil
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -57,12 +57,12 @@ def described(docstring, section):
 
 
 def problems(value):
-    """What the docstring of a function or of a dataclass lacks."""
+    """What the docstring of a function or of a class lacks."""
     docstring = inspect.cleandoc(value.__doc__ or "")
     if not re.match(r".+\.(\n\n|$)", docstring):
         yield "no summary of one line"
     if inspect.isclass(value):
-        section, expected = "Attributes", [field.name for field in fields(value)]
+        section, expected = "Attributes", [*inspect.get_annotations(value)]
         members = {n: m for n, m in vars(value).items() if not n.startswith("_")}
         yield from (
             f"{name} has no docstring"

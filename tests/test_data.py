@@ -1,4 +1,4 @@
-"""MNIST against an independent reading of its files, and every way it can go wrong."""
+"""The data against an independent reading of its files, and all that can go wrong."""
 
 import errno
 import gzip
@@ -10,7 +10,9 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Callable, Iterator
+from datetime import date, timedelta
 from importlib.resources import files
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from implicit_layers import data
-from implicit_layers.data import batches, mnist
+from implicit_layers.data import batches, hare_and_lynx, mauna_loa_co2, mnist
 
 pytestmark = pytest.mark.filterwarnings("error:.*MNIST")
 
@@ -507,3 +509,135 @@ def test_bad_input_is_refused_at_the_call(
 def test_a_batch_may_be_larger_than_anything() -> None:
     assert [len(x) for (x,) in batches(torch.zeros(3), batch_size=2**70)] == [3]
     assert [len(x) for (x,) in batches(torch.zeros(3), batch_size=2**70, seed=0)] == [3]
+
+
+# The two series.
+
+PACKAGE = Path(str(files("implicit_layers")))
+SERIES = PACKAGE / "series"
+LOADERS = {"hare_and_lynx.csv": hare_and_lynx, "mauna_loa_co2.csv": mauna_loa_co2}
+Loader = Callable[[], tuple[torch.Tensor, torch.Tensor]]
+
+
+def columns(name: str) -> list[list[str]]:
+    """Read one table without the module."""
+    lines = (SERIES / name).read_text(encoding="utf-8").splitlines()
+    rows = [line.split(",") for line in lines[1:]]
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def test_hare_and_lynx_agree_with_the_file_and_with_what_is_known() -> None:
+    years, pelts = hare_and_lynx()
+    assert years.dtype == pelts.dtype == torch.float64
+    assert years.tolist() == list(range(1900, 1921))
+    assert pelts.shape == (21, 2)
+    _, hares, lynxes = columns("hare_and_lynx.csv")
+    assert pelts.T.tolist() == [[float(n) for n in hares], [float(n) for n in lynxes]]
+    assert pelts[[0, 12, 20]].tolist() == [[30, 4], [57, 12.3], [24.7, 8.6]]
+    assert years[pelts.argmax(dim=0)].tolist() == [1903, 1904]
+
+
+def test_carbon_dioxide_agrees_with_the_file_and_with_what_is_known() -> None:
+    times, ppm = mauna_loa_co2()
+    assert times.dtype == ppm.dtype == torch.float64
+    assert times.shape == ppm.shape == (2225,)
+    days, values = columns("mauna_loa_co2.csv")
+    assert (days[0], days[-1]) == ("1958-03-29", "2001-12-29")
+    assert ppm.tolist() == [float(value) for value in values]
+    assert (ppm[0].item(), ppm[-1].item()) == (316.1, 371.5)
+    start = date(1958, 1, 1)
+    numbers = ((times - 1958) * 365.25).round().tolist()
+    found = [start + timedelta(number) for number in numbers]
+    assert [day.isoformat() for day in found] == days
+    assert {day.weekday() for day in found} == {5}
+
+
+def test_gaps_of_the_carbon_dioxide_are_those_of_its_docstring() -> None:
+    weeks = mauna_loa_co2()[0].diff() * 365.25 / 7
+    assert torch.allclose(weeks, weeks.round(), rtol=0, atol=1e-6)
+    missing = weeks.round().int() - 1
+    assert (missing >= 0).all()
+    gaps = missing[missing > 0]
+    assert (len(gaps), gaps.sum().item(), gaps.max().item()) == (22, 59, 18)
+    said = mauna_loa_co2.__doc__
+    assert said is not None
+    assert [int(n) for n in re.findall(r"\b(59|22|18)\b", said)] == [59, 22, 18]
+
+
+def test_checksums_of_the_series_agree_in_readme_files_and_module() -> None:
+    rows = re.findall(
+        r"^\| `(\S+)` \| ([\d,]+) \| `([0-9a-f]{64})` \|$",
+        (SERIES / "README.md").read_text(encoding="utf-8"),
+        flags=re.MULTILINE,
+    )
+    said = {name: (int(size.replace(",", "")), digest) for name, size, digest in rows}
+    found = {}
+    for path in SERIES.glob("*.csv"):
+        content = path.read_bytes().replace(b"\r\n", b"\n")
+        found[path.name] = len(content), hashlib.sha256(content).hexdigest()
+    assert said == found
+    assert {name: found[name][1] for name in LOADERS} == data.SERIES_CHECKSUMS
+
+
+def test_each_call_gives_tensors_of_its_own() -> None:
+    for load in LOADERS.values():
+        for tensor in load():
+            tensor.zero_()
+        assert all(tensor.min() > 0 for tensor in load())
+
+
+def test_the_series_are_there_whatever_the_default_device_and_dtype() -> None:
+    try:
+        torch.set_default_dtype(torch.float16)
+        with torch.device("meta"):
+            tensors = [tensor for load in LOADERS.values() for tensor in load()]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {(str(t.device), t.dtype) for t in tensors} == {("cpu", torch.float64)}
+
+
+@pytest.mark.parametrize(("name", "load"), LOADERS.items())
+@pytest.mark.parametrize("damage", ["cut", "changed", "garbled", "missing"])
+def test_a_damaged_series_says_reinstall(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    load: Loader,
+    damage: str,
+) -> None:
+    monkeypatch.setattr(data, "files", lambda package: tmp_path)
+    (tmp_path / "series").mkdir()
+    whole = (SERIES / name).read_bytes()
+    wrong = {
+        "cut": whole[:-6],
+        "changed": whole.replace(b".1", b".2", 1),
+        "garbled": b"\xff" + whole,
+    }
+    if damage != "missing":
+        (tmp_path / "series" / name).write_bytes(wrong[damage])
+    with pytest.raises(RuntimeError, match=rf"^{name} in .* reinstall implicit-layers"):
+        load()
+
+
+def test_a_checkout_with_the_line_ends_of_windows_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = {name: load() for name, load in LOADERS.items()}
+    monkeypatch.setattr(data, "files", lambda package: tmp_path)
+    (tmp_path / "series").mkdir()
+    for name in LOADERS:
+        content = (SERIES / name).read_bytes().replace(b"\r\n", b"\n")
+        (tmp_path / "series" / name).write_bytes(content.replace(b"\n", b"\r\n"))
+    for name, load in LOADERS.items():
+        for tensor, known in zip(load(), expected[name], strict=True):
+            assert torch.equal(tensor, known)
+
+
+def test_a_wheel_takes_the_data_along() -> None:
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    patterns = tomllib.loads(text)["tool"]["setuptools"]["package-data"]
+    packed = {
+        path for glob in patterns["implicit_layers"] for path in PACKAGE.glob(glob)
+    }
+    for folder in ("mnist", "series"):
+        assert {*(PACKAGE / folder).iterdir()} <= packed

@@ -59,7 +59,9 @@ def test_a_chapter_is_stored_as_executed(book: Book, tmp_path: Path) -> None:
     path = tmp_path / "chapters" / "sound.ipynb"
     before = contents(path.parent)
     run = book("sound")
-    assert (run.returncode, run.stderr) == (0, "")
+    assert run.returncode == 0, run.stderr
+    # a kernel that is stopped may have a last word about its sockets
+    assert not [x for x in run.stderr.splitlines() if "signaler.cpp" not in x]
     lines = run.stdout.splitlines()
     assert lines[0] == "sound.ipynb"
     assert lines[1].startswith("  [ 1/3] import sys ")

@@ -31,7 +31,7 @@ CHECKS = {
     ),
     # all pages, since an unchanged page keeps its warnings to itself
     "build": ("jupyter-book build -W -n --keep-going --all .", r"build succeeded"),
-    "site": ("python -m pytest tests/site_*.py", PYTEST),
+    "site": ("python -m pytest -n 2 --dist loadfile tests/site_*.py", PYTEST),
 }
 
 

@@ -1,6 +1,7 @@
 """The shared module of the book *Deep Implicit Layers, executable*."""
 
 from implicit_layers.implicit import implicit_fixed_point, spectral_radius
+from implicit_layers.ode import ODEError, ODEStatistics, odeint
 from implicit_layers.solvers import (
     Solution,
     anderson,
@@ -10,11 +11,14 @@ from implicit_layers.solvers import (
 )
 
 __all__ = [
+    "ODEError",
+    "ODEStatistics",
     "Solution",
     "anderson",
     "broyden",
     "fixed_point_iteration",
     "implicit_fixed_point",
     "newton",
+    "odeint",
     "spectral_radius",
 ]

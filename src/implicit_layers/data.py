@@ -1,7 +1,8 @@
-"""MNIST without a download, and mini-batches of tensors held in memory."""
+"""MNIST and two series without a download, and mini-batches of tensors in memory."""
 
 import atexit
 import contextlib
+import csv
 import errno
 import functools
 import gzip
@@ -14,6 +15,7 @@ import tempfile
 import warnings
 import zlib
 from collections.abc import Iterator
+from datetime import date
 from importlib.resources import files
 from pathlib import Path
 
@@ -32,6 +34,14 @@ CHECKSUMS = {
     ),
     "t10k-labels-idx1-ubyte": (
         "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"
+    ),
+}
+SERIES_CHECKSUMS = {
+    "hare_and_lynx.csv": (
+        "51ab3a3912b247c09e12058593abbcf5cbe65f15dd9db7f7e0d5184d655500e4"
+    ),
+    "mauna_loa_co2.csv": (
+        "8129769d831b3390f3be7750eb79f8194f099738b1b63cab099612487f988df6"
     ),
 }
 VARIABLE = "IMPLICIT_LAYERS_CACHE"
@@ -79,6 +89,56 @@ def mnist(*, train: bool, device: torch.device | str = "cpu") -> tuple[Tensor, T
     dataset = MNIST(root, train=train, download=False)
     images = dataset.data.unsqueeze(1).to(torch.float32).div_(255)
     return images.to(device), dataset.targets.to(device)
+
+
+def hare_and_lynx() -> tuple[Tensor, Tensor]:
+    """Load the pelts of hares and lynxes traded at Hudson Bay, 1900 to 1920.
+
+    From the books of the Hudson's Bay Company (Elton and Nicholson 1942), in the copy
+    of Howard (2009). They count pelts, not animals, and other copies differ; the
+    README beside the file says by how much.
+
+    Returns
+    -------
+    years : Tensor, shape (21,), float64
+        1900 to 1920.
+    pelts : Tensor, shape (21, 2), float64
+        Thousands of pelts, hares in the first column and lynxes in the second.
+
+    Raises
+    ------
+    RuntimeError
+        If the file in the package is missing or damaged.
+    """
+    rows = [[float(cell) for cell in row] for row in _series("hare_and_lynx.csv")]
+    values = torch.tensor(rows, dtype=torch.float64, device="cpu")
+    return values[:, 0].clone(), values[:, 1:].clone()
+
+
+def mauna_loa_co2() -> tuple[Tensor, Tensor]:
+    """Load the weekly carbon dioxide in the air of Mauna Loa (Keeling and Whorf 2004).
+
+    From 29 March 1958 to 29 December 2001. A week without a measurement has no entry:
+    of the 2,284 weeks 59 are missing, in 22 gaps, the longest of 18 weeks in 1964.
+
+    Returns
+    -------
+    times : Tensor, shape (2225,), float64
+        Years: 1958 plus the days since 1 January 1958, divided by 365.25. Ascending,
+        in steps of whole weeks.
+    ppm : Tensor, shape (2225,), float64
+        Mean of the week, in parts per million by volume.
+
+    Raises
+    ------
+    RuntimeError
+        If the file in the package is missing or damaged.
+    """
+    rows = _series("mauna_loa_co2.csv")
+    days = [(date.fromisoformat(day) - date(1958, 1, 1)).days for day, _ in rows]
+    times = torch.tensor(days, dtype=torch.float64, device="cpu") / 365.25 + 1958
+    ppm = [float(value) for _, value in rows]
+    return times, torch.tensor(ppm, dtype=torch.float64, device="cpu")
 
 
 def batches(
@@ -155,6 +215,22 @@ def _check_batches(
         raise TypeError(f"seed is {seed!r}: pass an int, or None to keep the order")
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed is {seed}: pass an int from 0 to 2**63 - 1, or None")
+
+
+def _series(name: str) -> list[list[str]]:
+    """Return the rows below the heading of one embedded table, checked."""
+    try:
+        path = files("implicit_layers").joinpath("series", name)
+        # Universal line ends: a checkout may have turned them into those of Windows.
+        text = path.read_text(encoding="utf-8")
+        if hashlib.sha256(text.encode()).hexdigest() != SERIES_CHECKSUMS[name]:
+            raise ValueError("its SHA-256 is not the one it had")
+    except (OSError, ValueError) as error:
+        raise RuntimeError(
+            f"{name} in the package implicit_layers is damaged ({error}): "
+            "reinstall implicit-layers"
+        ) from error
+    return [*csv.reader(text.splitlines())][1:]
 
 
 def _root(train: bool) -> Path:
