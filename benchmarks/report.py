@@ -471,28 +471,28 @@ def draw_growth(results: Results) -> None:
     plt.close(figure)
 
 
-ODE_LINES = {
-    BACKPROP: ("ours, backprop", COLOURS["implicit"], "-"),
-    CHECKPOINT: ("ours, checkpoint", COLOURS["implicit"], "--"),
-    ADJOINT: ("ours, adjoint", COLOURS["implicit"], ":"),
-    TORCHDIFFEQ[0]: ("torchdiffeq, backprop", COLOURS["highlight"], "-"),
-    TORCHDIFFEQ[1]: ("torchdiffeq, adjoint", COLOURS["highlight"], ":"),
-    DIFFRAX: ("diffrax, checkpoint", COLOURS["fixed point"], "--"),
+ODE_DOTS = {
+    BACKPROP: ("ours, backprop", COLOURS["implicit"], "o"),
+    CHECKPOINT: ("ours, checkpoint", COLOURS["implicit"], "s"),
+    ADJOINT: ("ours, adjoint", COLOURS["implicit"], "^"),
+    TORCHDIFFEQ[0]: ("torchdiffeq, backprop", COLOURS["highlight"], "o"),
+    TORCHDIFFEQ[1]: ("torchdiffeq, adjoint", COLOURS["highlight"], "^"),
+    DIFFRAX: ("diffrax, checkpoint", COLOURS["fixed point"], "s"),
 }
 
 
 def draw_odes(results: Results) -> None:
-    """Time against the error of the gradient, a line a method, a dot a tolerance."""
+    """Time against the error of the gradient, a dot for each tolerance of a method."""
     points = results["odes"]["tolerances"]
-    figure, axes = plt.subplots(figsize=(6, 4))
-    for key, (name, colour, style) in ODE_LINES.items():
+    figure, axes = plt.subplots(figsize=(6.4, 4))
+    for key, (name, colour, marker) in ODE_DOTS.items():
         rows = [find(point["rows"], key) for point in points]
-        line = [row["error"] for row in rows], [row["ms"] for row in rows]
-        axes.loglog(*line, style, marker="o", color=colour, ms=4, label=name)
+        dots = [row["error"] for row in rows], [row["ms"] for row in rows]
+        axes.loglog(*dots, marker, color=colour, ms=5, label=name)
     axes.set(xlabel="relative error of the gradient", ylabel="ms")
     axes.invert_xaxis()
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.legend(fontsize=8)
+    plain_ticks(axes.yaxis)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     figure.savefig(FIGURES / "how_fast_odes.png", metadata={"Software": None})
     plt.close(figure)
 
