@@ -1,8 +1,9 @@
-"""The maps that are solved, and the gradient that each method has to reproduce.
+"""The problems that are solved, and the gradient that each method has to reproduce.
 
-A case is a map f with parameters and an input x, and fixed weights v. Every method
-starts at zero, solves z = f(z), and computes the gradients of the sum of v * z for the
-parameters and for x.
+A case is a function f with parameters, an input x, and fixed weights v. For a map every
+method starts at zero and solves z = f(z). For an ordinary differential equation it
+starts at x and follows dz/dt = f(t, z) from t = 0 to t = 1, and z is where it arrives.
+Then it computes the gradients of the sum of v * z for the parameters and for x.
 """
 
 import math
@@ -11,14 +12,19 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, group_norm, silu
+from torch.nn.functional import conv2d, group_norm, linear, silu
 
 GROUPS = 4
+#: The kinds of case that are differential equations: the method that steps.
+DOPRI5, RK4 = "dopri5", "rk4"
+ODES = (DOPRI5, RK4)
+#: Equal steps of rk4 in the case of that kind.
+STEPS = 20
 
 
 @dataclass(frozen=True)
 class Case:
-    """A fixed-point problem in float32, or with `reference` in float64.
+    """A problem in float32, or with `reference` in float64.
 
     Attributes
     ----------
@@ -27,12 +33,16 @@ class Case:
     kind
         "tanh": z = tanh(W z + x), parameters (weight,), z (B, n).
         "conv": z = norm(x + conv(silu(conv(z)))), two kernels, z (B, C, H, W).
+        "dopri5", "rk4": dz/dt is a net of two linear layers with tanh between them,
+        parameters (weight, bias, weight, bias), z (B, n).
     parameters, x
         Leaves that require a gradient.
     v
         Weights of the loss, of the shape of z.
     max_iter
-        Limit of every solver.
+        Limit of every solver, in iterations or in steps.
+    tolerance
+        Of every method; None chooses it such that the gradient is exact enough.
     """
 
     name: str
@@ -42,6 +52,7 @@ class Case:
     x: Tensor
     v: Tensor
     max_iter: int
+    tolerance: float | None = None
 
     @property
     def leaves(self) -> tuple[Tensor, ...]:
@@ -49,8 +60,11 @@ class Case:
         return (*self.parameters, self.x)
 
     @property
-    def f(self) -> Callable[[Tensor], Tensor]:
-        """The map, as anyone would write it."""
+    def f(self) -> Callable[..., Tensor]:
+        """The map f(z), or the derivative f(t, z), as anyone would write it."""
+        if self.kind in ODES:
+            *inner, weight, bias = self.parameters
+            return lambda t, z: linear(linear(z, *inner).tanh(), weight, bias)
         x = self.x
         if self.kind == "tanh":
             (weight,) = self.parameters
@@ -124,6 +138,19 @@ def convolutional(batch: int = 32) -> Case:
     return Case("conv", "convolutions", "conv", tuple(leaves[:2]), leaves[2], v, 200)
 
 
+def differential_equation(method: str, width: int = 100, batch: int = 100) -> Case:
+    """A net of two default layers as the derivative, normal states to start from.
+
+    The tolerance is the relative one of dopri5; rk4 has no use for it.
+    """
+    torch.manual_seed(0)
+    layers = [nn.Linear(width, width) for _ in range(2)]
+    x, v = torch.randn(2, batch, width)
+    parameters = tuple(p for layer in layers for p in layer.parameters())
+    title = f"ODE, {STEPS} steps of RK4" if method == RK4 else "ODE, Dormand-Prince"
+    return Case(method, title, method, parameters, x.requires_grad_(), v, 1000, 1e-5)
+
+
 #: Cases by name, except the one that takes training to make.
 CASES: dict[str, Callable[[], Case]] = {
     "init": init,
@@ -146,12 +173,13 @@ class Reference:
     size
         Norm of the solution, over the whole batch.
     rate
-        Factor by which the residual of plain iteration falls a step, in the end.
+        Factor by which the residual of plain iteration falls a step, in the end; none
+        for a differential equation.
     """
 
     gradients: tuple[Tensor, ...]
     size: float
-    rate: float
+    rate: float | None = None
 
 
 def reference(case: Case) -> Reference:
@@ -160,9 +188,12 @@ def reference(case: Case) -> Reference:
     Raises
     ------
     ValueError
-        If plain iteration does not converge to rounding: then it is no reference.
+        If plain iteration does not converge to rounding, or the steps of a
+        differential equation are too long: then it is no reference.
     """
     case = case.to(torch.float64)
+    if case.kind in ODES:
+        return fine_steps(case)
     f, z, changes = case.f, torch.zeros_like(case.x), [math.inf]
     while changes[-1] > 1e-13 and len(changes) <= 5 * case.max_iter:
         z, before = f(z), z
@@ -176,6 +207,35 @@ def reference(case: Case) -> Reference:
     tail = [c for c in changes if 1e-12 < c < 1e-6]
     rate = (tail[-1] / tail[0]) ** (1 / (len(tail) - 1))
     return Reference(gradients, z.norm().item(), rate)
+
+
+def fine_steps(case: Case, number: int = 50) -> Reference:
+    """Gradients by autograd through short steps of the classical Runge-Kutta method.
+
+    Steps half as long must give the same, or else it is no reference.
+    """
+    coarse, fine = (runge_kutta(case, count) for count in (number, 2 * number))
+    change = gradient_error(coarse.gradients, fine.gradients)
+    if not change <= 1e-8:
+        raise ValueError(
+            f"{case.name}: {number} and {2 * number} steps of the reference differ "
+            f"by {change:.1e}"
+        )
+    return fine
+
+
+def runge_kutta(case: Case, number: int) -> Reference:
+    """So many equal steps from 0 to 1, all of them on the tape."""
+    f, z, h = case.f, case.x, 1 / number
+    for step in range(number):
+        t = step * h
+        a = f(t, z)
+        b = f(t + h / 2, z + h / 2 * a)
+        c = f(t + h / 2, z + h / 2 * b)
+        d = f(t + h, z + h * c)
+        z = z + h / 6 * (a + 2 * (b + c) + d)
+    gradients = torch.autograd.grad((z * case.v).sum(), case.leaves)
+    return Reference(gradients, z.norm().item())
 
 
 def gradient_error(gradients: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> float:

@@ -1,4 +1,7 @@
-"""The same gradients by TorchDEQ, jaxopt and optimistix, in `.venv-bench` alone."""
+"""The same gradients by TorchDEQ, jaxopt and optimistix, in `.venv-bench` alone.
+
+What compiles a JAX method serves the differential equations of ode_peers.py as well.
+"""
 
 import importlib.metadata
 from collections.abc import Callable
@@ -12,7 +15,7 @@ import lineax
 import numpy as np
 import optimistix
 import torch
-from cases import GROUPS, Case
+from cases import GROUPS, ODES, Case
 from jax.lax import conv_general_dilated
 from jaxopt.linear_solve import solve_bicgstab, solve_normal_cg
 from methods import BOTH, TANH, Map, Method, Solve
@@ -21,7 +24,10 @@ from torchdeq import get_deq
 
 VERSIONS = {
     name: importlib.metadata.version(name)
-    for name in ("torchdeq", "jax", "jaxlib", "jaxopt", "optimistix", "lineax")
+    for name in (
+        *("torchdeq", "torchdiffeq", "torchode"),
+        *("jax", "jaxlib", "jaxopt", "optimistix", "lineax", "diffrax"),
+    )
 }
 
 
@@ -53,7 +59,9 @@ TORCHDEQ: list[Method] = [
 
 
 def jax_map(kind: str) -> Callable[..., Any]:
-    """The map of a case as f(z, parameters, x)."""
+    """The map of a case as f(z, parameters, x), or f(t, z, parameters) of an ODE."""
+    if kind in ODES:
+        return lambda t, z, p: jnp.tanh(z @ p[0].T + p[1]) @ p[2].T + p[3]
     if kind == "tanh":
         return lambda z, parameters, x: jnp.tanh(z @ parameters[0].T + x)
 

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+from cases import DOPRI5, ODES
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 from methods import DEFAULT, IN_PLACE, LIMIT_ROW
+from ode import ADJOINT, BACKPROP, CHECKPOINT, DIFFRAX, TORCHDIFFEQ
 
 from implicit_layers.plotting import COLOURS, table, use_book_style
 
@@ -23,6 +25,8 @@ FIGURES = PLACE.parent / "chapters" / "figures"
 
 Row = dict[str, Any]
 Results = dict[str, Any]
+#: Claim, target, what was measured, whether that meets it.
+Target = tuple[str, str, str, bool]
 
 GROUP_COLOURS = {
     "ours": COLOURS["implicit"],
@@ -37,7 +41,7 @@ STATE = 100 * 100 * 4
 
 
 def cases(results: Results) -> list[Row]:
-    """The parts that hold a table of methods."""
+    """The fixed-point problems, each with a table of methods."""
     return [
         part for part in results.values() if isinstance(part, dict) and "rows" in part
     ]
@@ -147,25 +151,50 @@ def winners_table(results: Results) -> str:
     return table(columns).data
 
 
-def case_table(part: Row, limit: float) -> str:
-    """Everything about one case."""
-    rows = part["rows"]
-    yardstick = find(rows, DEFAULT)["ms"]
-    columns: dict[str, list[str]] = {
+def method_columns(
+    rows: Sequence[Row], limit: float, yardstick: tuple[str, str]
+) -> dict[str, list[str]]:
+    """What there is to say of each method, its time as a ratio to the yardstick's."""
+    unit = find(rows, yardstick)["ms"]
+    return {
         "method": [full_name(row) for row in rows],
         "ms": [short(row["ms"]) for row in rows],
         "quartiles": [f"{short(row['low'])} to {short(row['high'])}" for row in rows],
-        "ratio": [short(row["ms"] / yardstick) for row in rows],
+        "ratio": [short(row["ms"] / unit) for row in rows],
         "evaluations / products": [work(row) for row in rows],
         "gradient error": [
             f"{row['error']:.1e}{mark(row, limit)}" if "error" in row else ""
             for row in rows
         ],
         "kept for backward": [size(row.get("bytes")) for row in rows],
-        "tolerance": [
-            f"{row['tolerance']:.1e}" if "tolerance" in row else "" for row in rows
-        ],
     }
+
+
+def case_table(part: Row, limit: float) -> str:
+    """Everything about one fixed-point problem."""
+    rows = part["rows"]
+    columns = method_columns(rows, limit, DEFAULT)
+    columns["tolerance"] = [
+        f"{row['tolerance']:.1e}" if "tolerance" in row else "" for row in rows
+    ]
+    return table(columns).data
+
+
+def ode_table(part: Row, limit: float) -> str:
+    """Everything about one differential equation, whose tolerance all methods share."""
+    return table(method_columns(part["rows"], limit, CHECKPOINT)).data
+
+
+def tolerance_table(points: Sequence[Row]) -> str:
+    """Milliseconds and error of some methods at the tolerances of dopri5."""
+    columns: dict[str, list[str]] = {
+        "relative tolerance": [f"{point['tolerance']:.0e}" for point in points]
+    }
+    for key in by_key(points[0]["rows"]):
+        rows = [find(point["rows"], key) for point in points]
+        columns[full_name(rows[0])] = [
+            f"{short(row['ms'])} ms, {row['error']:.1e}" for row in rows
+        ]
     return table(columns).data
 
 
@@ -184,11 +213,12 @@ def steps_table(part: Row) -> str:
 
 
 def overhead_table(rows: Sequence[Row]) -> str:
-    """The share of time outside of the convolutional map."""
+    """The share of time outside of f."""
     return table(
         {
             "method": [full_name(row) for row in rows],
             "ms": [short(row["ms"]) for row in rows],
+            "f and its products alone": [short(row["alone"]) for row in rows],
             "outside of f and its products": [f"{row['share']:.0%}" for row in rows],
         }
     ).data
@@ -206,55 +236,111 @@ def growth_table(points: Sequence[Row], along: str, what: str) -> str:
     return table(columns).data
 
 
-def targets(results: Results) -> list[tuple[str, str, str, bool]]:
-    """Claim, target, measured, met: what this book's solvers were meant to reach."""
+def faster(
+    what: str,
+    rows: Sequence[Row],
+    slow: tuple[str, str],
+    fast: tuple[str, str],
+    goal: float,
+) -> Target:
+    """The target that one method is so many times as fast as another."""
+    value = ratio(rows, slow, fast)
+    return what, f"at least {goal:g} x", f"{value:.2f} x", value >= goal
+
+
+def map_targets(results: Results) -> list[Target]:
+    """How fast the solvers of chapter 1 were meant to be."""
     init, hard, mnist = (results[name]["rows"] for name in ("init", "sym0.99", "mnist"))
-    steps, found = results["mnist"]["steps"], []
-
-    def faster(
-        what: str, rows: Sequence[Row], slow: Any, fast: Any, goal: float
-    ) -> None:
-        value = ratio(rows, slow, fast)
-        found.append((what, f"at least {goal:g} x", f"{value:.2f} x", value >= goal))
-
-    loop = ("usual code", "plain loop, unrolled")
-    hook = ("usual code", "Newton and hook")
-    deq, deq_anderson = ("TorchDEQ", "fixed point"), ("TorchDEQ", "Anderson")
-    newton = ("ours", "Newton")
-    faster("default against TorchDEQ's fixed point, default W", init, deq, DEFAULT, 4)
-    faster("the same, symmetric 0.99", hard, deq, DEFAULT, 15)
-    faster("default against the unrolled loop, default W", init, loop, DEFAULT, 1)
-    faster("the same, symmetric 0.99", hard, loop, DEFAULT, 3)
-    faster(
-        "default against TorchDEQ's Anderson, default W", init, deq_anderson, DEFAULT, 8
-    )
+    steps = results["mnist"]["steps"]
+    loop, anderson = ("usual code", "plain loop, unrolled"), "Anderson"
+    hook, newton = ("usual code", "Newton and hook"), ("ours", "Newton")
+    deq, deq_anderson = ("TorchDEQ", "fixed point"), ("TorchDEQ", anderson)
     usual = ("usual code", "Anderson and hook")
-    faster("default against the usual Anderson, default W", init, usual, DEFAULT, 4)
-    faster("Newton against the hook, default W", init, hook, newton, 2)
-    faster("Newton against the hook, MNIST", mnist, hook, newton, 3)
     ours = [row for row in steps if row["group"] == "ours"]
-    best = min(ours, key=lambda row: row["ms"])
-    faster(
-        f"training steps on MNIST: {best['name']} against the unrolled loop",
-        steps,
-        loop,
-        ("ours", best["name"]),
-        1,
-    )
-    value = ratio(init, IN_PLACE, LIMIT_ROW)
-    what = "plain iteration, f in place, against its products alone, default W"
-    found.append((what, "at most 1.6 x", f"{value:.2f} x", value <= 1.6))
+    best = min(ours, key=lambda row: row["ms"])["name"]
+    training = f"training steps on MNIST: {best} against the unrolled loop"
+    theirs = "default against TorchDEQ's"
+    return [
+        faster(f"{theirs} fixed point, default W", init, deq, DEFAULT, 4),
+        faster("the same, symmetric 0.99", hard, deq, DEFAULT, 15),
+        faster("default against the unrolled loop, default W", init, loop, DEFAULT, 1),
+        faster("the same, symmetric 0.99", hard, loop, DEFAULT, 3),
+        faster(f"{theirs} Anderson, default W", init, deq_anderson, DEFAULT, 8),
+        faster(
+            "default against the usual Anderson, default W", init, usual, DEFAULT, 4
+        ),
+        faster("Newton against the hook, default W", init, hook, newton, 2),
+        faster("Newton against the hook, MNIST", mnist, hook, newton, 3),
+        faster(training, steps, loop, ("ours", best), 1),
+    ]
+
+
+def cost_targets(results: Results) -> list[Target]:
+    """What a solver was meant to cost at most, in time beside f and in memory."""
+    value = ratio(results["init"]["rows"], IN_PLACE, LIMIT_ROW)
     points = [point["rows"] for point in results["iterations"]]
     kept = {find(rows, ("ours", "plain iteration"))["bytes"] for rows in points}
     states, steady = max(kept) / STATE, len(kept) == 1
-    what = "kept for backward, after 10 and after 320 iterations"
-    goal = "the same, at most 2 states"
-    seen = f"{'the same' if steady else 'not the same'}, {states:.1f} states"
-    found.append((what, goal, seen, steady and states <= 2))
     share = find(results["overhead"], DEFAULT)["share"]
-    what = "convolutions: time outside of f and its products"
-    found.append((what, "below 15 %", f"{share:.0%}", share < 0.15))
-    return found
+    return [
+        (
+            "plain iteration, f in place, against its products alone, default W",
+            "at most 1.6 x",
+            f"{value:.2f} x",
+            value <= 1.6,
+        ),
+        (
+            "kept for backward, after 10 and after 320 iterations",
+            "the same, at most 2 states",
+            f"{'the same' if steady else 'not the same'}, {states:.1f} states",
+            steady and states <= 2,
+        ),
+        (
+            "convolutions: time outside of f and its products",
+            "below 15 %",
+            f"{share:.0%}",
+            share < 0.15,
+        ),
+    ]
+
+
+def ode_targets(rows: Sequence[Row]) -> list[Target]:
+    """What the gradients of a differential equation were meant to reach."""
+    peer, peer_adjoint = TORCHDIFFEQ
+    own, theirs = find(rows, CHECKPOINT), find(rows, peer)
+    part = own["bytes"] / theirs["bytes"]
+    return [
+        faster(
+            "ODE: checkpoint against torchdiffeq's backprop",
+            rows,
+            peer,
+            CHECKPOINT,
+            1.5,
+        ),
+        (
+            "the same, gradient error",
+            "at most as large",
+            f"{own['error']:.1e} against {theirs['error']:.1e}",
+            own["error"] <= theirs["error"],
+        ),
+        ("the same, kept for backward", "at most 10 %", f"{part:.0%}", part <= 0.1),
+        faster(
+            "ODE: adjoint against torchdiffeq's adjoint",
+            rows,
+            peer_adjoint,
+            ADJOINT,
+            3,
+        ),
+    ]
+
+
+def targets(results: Results) -> list[Target]:
+    """What this book's solvers were meant to reach, and what became of it."""
+    return [
+        *map_targets(results),
+        *cost_targets(results),
+        *ode_targets(results["odes"][DOPRI5]["rows"]),
+    ]
 
 
 def targets_table(results: Results) -> str:
@@ -271,11 +357,22 @@ def section(name: str, text: str) -> str:
     return f"<!-- {name} -->\n\n{text}\n\n<!-- end of {name} -->"
 
 
+def ode_sections(measured: Row, limit: float) -> list[str]:
+    """The tables about differential equations."""
+    parts = [measured[kind] for kind in ODES]
+    return [
+        *(section(part["title"], ode_table(part, limit)) for part in parts),
+        section("ODE overhead", overhead_table(measured["overhead"])),
+        section("ODE tolerances", tolerance_table(measured["tolerances"])),
+    ]
+
+
 def markdown(results: Results) -> str:
     """All tables for which there are results."""
     parts, limit = cases(results), results["limit"]
     texts = [section("machine", machine_text(results)) if "minutes" in results else ""]
-    if {"init", "sym0.99", "mnist", "iterations", "overhead"} <= set(results):
+    aimed = {"init", "sym0.99", "mnist", "iterations", "overhead", "odes"}
+    if aimed <= set(results):
         texts.append(section("targets", targets_table(results)))
     if parts:
         texts.append(section("winners", winners_table(results)))
@@ -288,6 +385,8 @@ def markdown(results: Results) -> str:
         texts.append(section("steps", steps_table(results["mnist"])))
     if "overhead" in results:
         texts.append(section("overhead", overhead_table(results["overhead"])))
+    if "odes" in results:
+        texts.extend(ode_sections(results["odes"], limit))
     for along, what in (("width", "ms"), ("batch", "ms"), ("iterations", "bytes")):
         points = results.get("iterations" if along == "iterations" else "growth")
         if points:
@@ -372,6 +471,32 @@ def draw_growth(results: Results) -> None:
     plt.close(figure)
 
 
+ODE_DOTS = {
+    BACKPROP: ("ours, backprop", COLOURS["implicit"], "o"),
+    CHECKPOINT: ("ours, checkpoint", COLOURS["implicit"], "s"),
+    ADJOINT: ("ours, adjoint", COLOURS["implicit"], "^"),
+    TORCHDIFFEQ[0]: ("torchdiffeq, backprop", COLOURS["highlight"], "o"),
+    TORCHDIFFEQ[1]: ("torchdiffeq, adjoint", COLOURS["highlight"], "^"),
+    DIFFRAX: ("diffrax, checkpoint", COLOURS["fixed point"], "s"),
+}
+
+
+def draw_odes(results: Results) -> None:
+    """Time against the error of the gradient, a dot for each tolerance of a method."""
+    points = results["odes"]["tolerances"]
+    figure, axes = plt.subplots(figsize=(6.4, 4))
+    for key, (name, colour, marker) in ODE_DOTS.items():
+        rows = [find(point["rows"], key) for point in points]
+        dots = [row["error"] for row in rows], [row["ms"] for row in rows]
+        axes.loglog(*dots, marker, color=colour, ms=5, label=name)
+    axes.set(xlabel="relative error of the gradient", ylabel="ms")
+    axes.invert_xaxis()
+    plain_ticks(axes.yaxis)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+    figure.savefig(FIGURES / "how_fast_odes.png", metadata={"Software": None})
+    plt.close(figure)
+
+
 def write(results: Results) -> None:
     """Write results.md beside this file, and the figures beside the page."""
     (PLACE / "results.md").write_text(markdown(results))
@@ -379,6 +504,7 @@ def write(results: Results) -> None:
     FIGURES.mkdir(exist_ok=True)
     draw_methods(results)
     draw_growth(results)
+    draw_odes(results)
 
 
 if __name__ == "__main__":

@@ -15,15 +15,26 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ode
+import ode_peers
 import report
 import torch
-from cases import CASES, Case, init, reference, symmetric
+from cases import (
+    CASES,
+    DOPRI5,
+    ODES,
+    Case,
+    differential_equation,
+    init,
+    reference,
+    symmetric,
+)
 from measuring import (
     LADDER,
     LIMIT,
@@ -34,7 +45,7 @@ from measuring import (
     prepare_torch,
     spread,
 )
-from methods import DEFAULT, METHODS, Map, select, unrolled
+from methods import DEFAULT, METHODS, Map, Method, select, unrolled
 from mnist import Trained
 from peers import JAX, TORCHDEQ, VERSIONS, deq
 from torch import Tensor
@@ -43,6 +54,7 @@ from implicit_layers import fixed_point_iteration, implicit_fixed_point
 
 PLACE = Path(__file__).resolve().parent
 TORCH = METHODS + TORCHDEQ
+ODE_TORCH = ode.METHODS + ode_peers.TORCH
 
 NEWTON, HOOK = ("ours", "Newton"), ("usual code", "Newton and hook")
 PLAIN, UNROLLED = ("ours", "plain iteration"), ("usual code", "plain loop, unrolled")
@@ -177,25 +189,62 @@ def without_solver(case: Case, evaluations: int, products: int) -> Callable[[], 
     return run
 
 
-def measured_overhead(rounds: int) -> list[dict[str, Any]]:
-    """The share of the time on the convolutional map that is spent outside of it."""
-    case = CASES["conv"]()
+def shares(
+    case: Case,
+    methods: Sequence[Method],
+    alone: Callable[[Case, int, int], Callable[[], object]],
+    rounds: int,
+) -> list[dict[str, Any]]:
+    """The share of the time of each method that is spent outside of f."""
     exact = reference(case)
     runs: dict[tuple[str, str, str], Callable[[], object]] = {}
-    names = (DEFAULT, PLAIN, FIXED_POINT, ("TorchDEQ", "Anderson"))
-    for group, name, _, solve in select(TORCH, *names):
+    for group, name, _, solve in methods:
         row, runs[group, name, "all"] = prepare_torch(case, exact, solve)
         steps = row["evaluations"], row["products"]
-        runs[group, name, "map"] = without_solver(case, *steps)
+        runs[group, name, "map"] = alone(case, *steps)
     seconds = in_turns(runs, rounds)
     rows = []
     for group, name, part in runs:
         if part == "all":
             whole = spread(seconds[group, name, "all"])
-            alone = spread(seconds[group, name, "map"])["ms"]
-            share = 1 - alone / whole["ms"]
-            rows.append({"group": group, "name": name, **whole, "share": share})
+            bare = spread(seconds[group, name, "map"])["ms"]
+            share = 1 - bare / whole["ms"]
+            row = {"group": group, "name": name, **whole, "alone": bare}
+            rows.append({**row, "share": share})
     return rows
+
+
+def measured_overhead(rounds: int) -> list[dict[str, Any]]:
+    """The share of the time on the convolutional map that is spent outside of it."""
+    names = (DEFAULT, PLAIN, FIXED_POINT, ("TorchDEQ", "Anderson"))
+    return shares(CASES["conv"](), select(TORCH, *names), without_solver, rounds)
+
+
+def measured_odes(rounds: int) -> dict[str, Any]:
+    """All methods on a differential equation, and what its tolerance costs."""
+    measured: dict[str, Any] = {}
+    for kind in ODES:
+        case = differential_equation(kind)
+        rows = measure(case, reference(case), ODE_TORCH, ode_peers.JAX, rounds)
+        measured[kind] = {"title": case.title, "rows": rows}
+    few = (ode.BACKPROP, ode.CHECKPOINT, ode.ADJOINT, *ode.TORCHDIFFEQ)
+    chosen = select(ODE_TORCH, *few)
+    case = differential_equation(DOPRI5)
+    measured["overhead"] = shares(case, chosen, ode.alone, rounds)
+    measured["tolerances"] = [
+        measured_tolerance(replace(case, tolerance=tolerance), chosen, rounds)
+        for tolerance in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+    ]
+    return measured
+
+
+def measured_tolerance(
+    case: Case, methods: Sequence[Method], rounds: int
+) -> dict[str, Any]:
+    """What some methods reach at the tolerance of a differential equation, and when."""
+    compiled = select(ode_peers.JAX, ode.DIFFRAX)
+    rows = measure(case, reference(case), methods, compiled, max(rounds // 4, 1))
+    return {"tolerance": case.tolerance, "rows": rows}
 
 
 PARTS: dict[str, Callable[[int], Any]] = {
@@ -207,6 +256,7 @@ PARTS: dict[str, Callable[[int], Any]] = {
     "mnist": measured_mnist,
     "overhead": measured_overhead,
     "iterations": lambda rounds: measured_iterations(max(rounds // 2, 1)),
+    "odes": measured_odes,
     "growth": lambda rounds: measured_growth(max(rounds // 4, 1)),
 }
 

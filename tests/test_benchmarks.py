@@ -6,15 +6,34 @@ from pathlib import Path
 from typing import Any
 
 import measuring
+import ode
 import pytest
 import report
 import torch
-from cases import Case, convolutional, gradient_error, reference, tanh_case
-from measuring import LADDER, LIMIT, choose_tolerance, count, in_turns, kept_bytes
+from cases import (
+    DOPRI5,
+    ODES,
+    STEPS,
+    Case,
+    convolutional,
+    differential_equation,
+    gradient_error,
+    reference,
+    tanh_case,
+)
+from measuring import (
+    LADDER,
+    LIMIT,
+    choose_tolerance,
+    count,
+    in_turns,
+    kept_bytes,
+    settle,
+)
 from methods import DEFAULT, METHODS, Solve, bare_products, newton_hook, unrolled
 from torch import Tensor
 
-from implicit_layers import implicit_fixed_point
+from implicit_layers import implicit_fixed_point, odeint
 from implicit_layers.measure import saved_bytes
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +46,10 @@ def small_case(gain: float = 0.5) -> Case:
     weight = gain * torch.randn(8, 8) / 8**0.5
     x, v = torch.randn(2, 4, 8)
     return tanh_case("small", "small", weight, x, v, max_iter=300)
+
+
+def small_ode(kind: str = DOPRI5) -> Case:
+    return differential_equation(kind, width=8, batch=4)
 
 
 def without_adjoint(case: Case, f: Any, tolerance: float) -> Tensor:
@@ -65,6 +88,31 @@ def test_reference_refuses_what_plain_iteration_does_not_solve() -> None:
     case = tanh_case("circle", "circle", -3 * torch.eye(4), 0.1 * x, v, max_iter=50)
     with pytest.raises(ValueError, match="circle: after 250 steps"):
         reference(case)
+
+
+def test_the_reference_of_a_differential_equation_is_exact() -> None:
+    case = small_ode().to(torch.float64)
+    ys, _ = odeint(case.f, case.x, ode.interval(case), rtol=1e-11, atol=1e-12)
+    exact = torch.autograd.grad((ys[-1] * case.v).sum(), case.leaves)
+    assert gradient_error(reference(small_ode()).gradients, exact) < 1e-9
+
+
+def test_the_reference_refuses_steps_that_are_too_long() -> None:
+    case = small_ode()
+    with torch.no_grad():
+        case.parameters[0].mul_(100)
+    with pytest.raises(ValueError, match="dopri5: 50 and 100 steps of the reference"):
+        reference(case)
+
+
+@pytest.mark.parametrize("kind", ODES)
+@pytest.mark.parametrize("method", ode.METHODS, ids=lambda method: method[1])
+def test_every_method_can_be_exact_on_a_differential_equation(
+    kind: str, method: Any
+) -> None:
+    case = small_ode(kind)
+    gradients = measuring.gradient(case, method[3], tolerance=1e-6)
+    assert gradient_error(gradients, reference(case).gradients) < LIMIT / 10
 
 
 TANH = [(f"{group}, {name}", solve) for group, name, _, solve in METHODS]
@@ -109,6 +157,12 @@ def test_without_an_exact_tolerance_the_best_is_shown() -> None:
     assert error == pytest.approx(1e5 * LADDER[-1])
 
 
+def test_a_case_may_bring_its_own_tolerance() -> None:
+    case = small_ode()
+    assert settle(case, lambda tolerance: 2 * tolerance) == (1e-5, 2e-5)
+    assert settle(small_case(), lambda tolerance: 0.0) == (LADDER[0], 0.0)
+
+
 def test_an_inexact_gradient_is_marked_and_cannot_win() -> None:
     rows = measured((DEFAULT[1], METHODS[0][3]), ("wrong", without_adjoint))
     right, wrong = rows
@@ -149,6 +203,15 @@ def test_work_is_counted_forward_and_backward() -> None:
     assert counts == {"evaluations": 5, "products": 0, "factorisations": 0}
 
 
+def test_work_on_a_differential_equation_is_counted() -> None:
+    case, (_, _, _, solve) = small_ode("rk4"), ode.METHODS[0]
+    counts = count("rk4", lambda: measuring.gradient(case, solve, tolerance=1e-5))
+    number = {"evaluations": 4 * STEPS, "products": 4 * STEPS, "factorisations": 0}
+    assert counts == number
+    counts = count("rk4", ode.alone(case, evaluations=5, products=3))
+    assert counts == {"evaluations": 5, "products": 3, "factorisations": 0}
+
+
 def test_kept_bytes_agree_with_saved_bytes_and_see_what_a_hook_holds() -> None:
     case = small_case()
 
@@ -175,6 +238,29 @@ def test_sizes_and_times_are_short() -> None:
     assert texts == ["", "80 kB", "4.2 MB"]
 
 
+@pytest.mark.parametrize(
+    ("change", "reached"),
+    [
+        ({}, [True, True, True, True]),
+        ({"ms": 7.0}, [False, True, True, True]),
+        ({"error": 3e-6}, [True, False, True, True]),
+        ({"bytes": 101}, [True, True, False, True]),
+    ],
+)
+def test_targets_of_differential_equations(
+    change: dict[str, float], reached: list[bool]
+) -> None:
+    backprop, adjoint = ode.TORCHDIFFEQ
+    numbers = {
+        backprop: {"ms": 9.0, "error": 2e-6, "bytes": 1000},
+        adjoint: {"ms": 30.0},
+        ode.CHECKPOINT: {"ms": 6.0, "error": 1e-6, "bytes": 100, **change},
+        ode.ADJOINT: {"ms": 10.0},
+    }
+    rows = [{"group": g, "name": n, **row} for (g, n), row in numbers.items()]
+    assert [met for *_, met in report.ode_targets(rows)] == reached
+
+
 def pins(lock: Path) -> set[str]:
     return set(re.findall(r"^[\w.-]+==[^\n#]*[^\n# ]", lock.read_text(), re.M))
 
@@ -185,6 +271,7 @@ def test_the_peers_agree_with_the_book_on_what_they_share() -> None:
 
     book, peers = pins(LOCK), pins(PEERS)
     assert {"torchdeq", "jax", "jaxopt", "optimistix"} <= names(peers)
+    assert {"torchdiffeq", "torchode", "diffrax"} <= names(peers)
     assert "torch" not in names(peers)
     shared = {pin for pin in peers if pin.split("==")[0] in names(book)}
     assert shared and shared <= book
@@ -210,7 +297,7 @@ def test_the_page_shows_every_table_once() -> None:
 
 def test_the_figures_are_there_and_small() -> None:
     names = re.findall(r"\{figure\} (\S+)", PAGE.read_text())
-    assert len(names) == 2
+    assert len(names) == 3
     for name in names:
         assert 10_000 < (PAGE.parent / name).stat().st_size < 150_000
 
@@ -231,3 +318,19 @@ def test_what_the_page_says_in_words_holds() -> None:
     ours, theirs = ("ours", "plain iteration"), ("jaxopt", "fixed point, BiCGStab")
     assert report.ratio(hard, ours, DEFAULT) > 1
     assert report.ratio(hard, theirs, ("jaxopt", "Anderson, BiCGStab")) > 1
+
+
+def test_what_the_page_says_of_differential_equations_holds() -> None:
+    measured = results()["odes"]
+    chosen, given = (measured[kind]["rows"] for kind in ODES)
+
+    def of(what: str, rows: Any, key: tuple[str, str]) -> Any:
+        return report.find(rows, key)[what]
+
+    backprop, adjoint = ode.TORCHDIFFEQ
+    keys = (ode.BACKPROP, ode.CHECKPOINT, ode.ADJOINT)
+    kept = [of("bytes", chosen, key) for key in keys]
+    assert kept == sorted(kept, reverse=True) and kept[0] > 3 * kept[1]
+    assert of("error", chosen, ode.BACKPROP) == of("error", chosen, ode.CHECKPOINT)
+    assert of("error", chosen, backprop) > of("error", chosen, adjoint)
+    assert {of("evaluations", given, key) for key in (ode.BACKPROP, backprop)} == {80}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function, grad
 from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
+from torch.linalg import vector_norm
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from implicit_layers.implicit import implicit_fixed_point
@@ -348,8 +349,9 @@ class _Integrator:
         """Estimated error of the worst sample, in units of its tolerance."""
         h = _number(step.h)
         error = _combined(torch.zeros_like(step.y), h, _DOPRI5_ERROR, step.stages)
-        largest = torch.maximum(step.y.abs(), step.end.abs())
-        return _worst(error / (self.atol + self.rtol * largest))
+        allowed = torch.maximum(step.y.abs(), step.end.abs())
+        allowed.mul_(self.rtol).add_(self.atol)
+        return _worst(error / allowed)
 
     def _attempt(
         self, now: Any, h: Any, y: Tensor, k: Tensor | None
@@ -461,7 +463,8 @@ def _worst(x: Tensor) -> float:
     """Root mean square over the entries of each sample, of the sample with most."""
     if x.numel() == 0:
         return 0.0
-    return float(flat(x).square().mean(1).amax().sqrt())
+    rows = flat(x)
+    return vector_norm(rows, dim=1).amax().item() / math.sqrt(rows.shape[1])
 
 
 def _number(time: Any) -> float:
@@ -570,30 +573,29 @@ class _Keep(Function):
         raise NotImplementedError("what is kept is read, not differentiated")
 
 
-class _Hamiltonian:
+class _Backwards:
     """The adjoint equation as a right-hand side, for states and adjoints side by side.
 
-    With H(t, y, a) = a f(t, y): dy/dt = dH/da and da/dt = -dH/dy.
+    dy/dt = f(t, y), and da/dt = -a df/dy.
     """
 
     def __init__(self, f: Derivative, like: Tensor, keep: bool) -> None:
         self.f, self.shape, self.keep = f, like.shape, keep
-        # each evaluation's H with its graph, for the gradients of the parameters
-        self.values = WeakTensorKeyDictionary()
+        # each slope's f with its graph and a, for the gradients of the parameters
+        self.graphs = WeakTensorKeyDictionary()
 
     def __call__(self, t: Any, state: Tensor) -> Tensor:
         y, a = (half.view(self.shape) for half in state.chunk(2, dim=1))
         with torch.enable_grad():
             y = y.detach().requires_grad_()
             dy = self.f(t, y)
-            value = (a * dy).sum()
         pull = None
-        if value.requires_grad:
-            (pull,) = grad(value, y, retain_graph=self.keep, allow_unused=True)
+        if dy.requires_grad:
+            (pull,) = grad(dy, y, a, retain_graph=self.keep, allow_unused=True)
         pull = torch.zeros_like(y) if pull is None else pull
         slope = torch.cat([flat(dy.detach()), flat(pull).neg()], dim=1)
-        if self.keep:
-            self.values[slope] = value
+        if self.keep and dy.requires_grad:
+            self.graphs[slope] = dy, a
         return slope
 
 
@@ -620,7 +622,7 @@ class _Adjoint(Function):
         times = t.tolist()
         f = _Counted(ctx.run.f.f, ctx.run.statistics, "backward_evaluations")
         wanted = [p for p in params if p.requires_grad]
-        field = _Hamiltonian(f, ys[0], bool(wanted))
+        field = _Backwards(f, ys[0], bool(wanted))
         run = replace(ctx.run, f=field, statistics=ODEStatistics(), h=None)
         # the adjoint is linear in v, and its tolerance should be relative to v
         unit = max(_worst(v.transpose(0, 1)), torch.finfo(v.dtype).tiny)
@@ -649,22 +651,20 @@ class _Adjoint(Function):
 def _add_quadrature(
     total: list[Tensor],
     step: _Step,
-    field: _Hamiltonian,
+    field: _Backwards,
     params: Sequence[Tensor],
     method: str,
 ) -> None:
-    """Add the step's part of the integral of dH/dparams, by the step's own weights."""
-    if not params:
+    """Add the integral of a df/dparams over a step, by the step's own weights."""
+    slopes, pulls = [], []
+    for weight, stage in zip(_EXPLICIT[method].weights, step.stages, strict=True):
+        if weight != 0 and stage in field.graphs:
+            dy, a = field.graphs[stage]
+            slopes.append(dy)
+            pulls.append(a * (-weight * step.h))
+    if not slopes:
         return
-    values, weights = [], []
-    for weight, slope in zip(_EXPLICIT[method].weights, step.stages, strict=True):
-        value = field.values[slope]
-        if weight != 0 and value.requires_grad:
-            values.append(value)
-            weights.append(torch.full_like(value, -weight * step.h))
-    if not values:
-        return
-    pieces = grad(values, params, weights, retain_graph=True, allow_unused=True)
+    pieces = grad(slopes, params, pulls, retain_graph=True, allow_unused=True)
     for sum_, piece in zip(total, pieces, strict=True):
         if piece is not None:
             sum_ += piece
