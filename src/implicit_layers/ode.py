@@ -114,7 +114,7 @@ def odeint(
           `newton`: for stiff problems.
     rtol, atol
         A step of `"dopri5"` is accepted if the root mean square over a sample's entries
-        of error / (atol + rtol * |y|) is at most 1. For `"implicit_euler"` the
+        of error / (atol + rtol * abs(y)) is at most 1. For `"implicit_euler"` the
         tolerances of `newton`.
     gradient
         - `"backprop"`: through every operation of the accepted steps, with the memory
