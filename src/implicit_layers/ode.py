@@ -114,7 +114,7 @@ def odeint(
           `newton`: for stiff problems.
     rtol, atol
         A step of `"dopri5"` is accepted if the root mean square over a sample's entries
-        of error / (atol + rtol * |y|) is at most 1. For `"implicit_euler"` the
+        of error / (atol + rtol * abs(y)) is at most 1. For `"implicit_euler"` the
         tolerances of `newton`.
     gradient
         - `"backprop"`: through every operation of the accepted steps, with the memory
@@ -364,7 +364,7 @@ class _Integrator:
         def rerun(y: Tensor) -> object:
             first = None
             if on_tape is not None:  # the last stage of the step before is not kept
-                with torch.no_grad(), saved_tensors_hooks(_itself, _itself):
+                with torch.no_grad(), saved_tensors_hooks(_apart, _itself):
                     first = again(now, y).detach().requires_grad_(on_tape)
             return self._stages(again, now, h, y, first)
 
@@ -552,8 +552,13 @@ class _Forgetful:
         return result
 
     def _keep(self, x: Tensor) -> Tensor:
-        self.tensors.append(x.detach())
-        return x
+        self.tensors.append(_apart(x))
+        return self.tensors[-1]
+
+
+def _apart(x: Tensor) -> Tensor:
+    # kept as it is, an output would hold the graph that holds it, for ever
+    return x.detach()
 
 
 def _itself(x: Tensor) -> Tensor:
@@ -619,7 +624,7 @@ class _Adjoint(Function):
                 "'checkpoint' or 'backprop'"
             )
         t, ys, *params = ctx.saved_tensors
-        times = t.tolist()
+        times, ys = t.tolist(), ys.detach()
         f = _Counted(ctx.run.f.f, ctx.run.statistics, "backward_evaluations")
         wanted = [p for p in params if p.requires_grad]
         field = _Backwards(f, ys[0], bool(wanted))
