@@ -344,7 +344,8 @@ def violations(tab: Page, scheme: str) -> Problems:
     # with preload it would fetch every style sheet again
     options: dict[str, Any] = {"resultTypes": ["violations"], "preload": False}
     if scheme == "dark":  # which differs from light in its colours alone
-        options["runOnly"] = {"type": "tag", "values": ["cat.color"]}
+        rules = ["color-contrast", "link-in-text-block"]
+        options["runOnly"] = {"type": "rule", "values": rules}
     for violation in Axe().run(tab, options=options).response["violations"]:
         for node in violation["nodes"]:
             yield f"{violation['help']}: {node['target']} {node['html'][:80]}"
