@@ -614,16 +614,7 @@ def hamiltonian(weight, bias):
     return f
 
 
-@pytest.mark.parametrize(
-    "gradient",
-    [
-        *EXACT,
-        pytest.param(
-            "adjoint",
-            marks=pytest.mark.xfail(reason="the slopes at t are asked of views"),
-        ),
-    ],
-)
+@every_gradient
 @pytest.mark.parametrize("wanted", [False, True])
 def test_right_hand_side_may_take_gradients_itself(gradient, wanted):
     y0, t, weight, bias = problem((0.0, 0.5, 2.0))

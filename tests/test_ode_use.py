@@ -23,11 +23,6 @@ PAIRS.remove(("implicit_euler", "adjoint"))
 agree = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-10)
 every_gradient = pytest.mark.parametrize("gradient", GRADIENTS)
 pairs = pytest.mark.parametrize(("method", "gradient"), PAIRS)
-leak = pytest.mark.xfail(reason="the graph of each step holds itself through a hook")
-pairs_that_leak = pytest.mark.parametrize(
-    ("method", "gradient"),
-    [pytest.param(*p, marks=leak) if "checkpoint" in p else p for p in PAIRS],
-)
 STATE = 10_000  # entries: large beside numbers and parameters
 
 
@@ -159,7 +154,7 @@ def live_tensors():
 
 
 @pytest.mark.usefixtures("without_collector")
-@pairs_that_leak
+@pairs
 def test_fifty_steps_of_training_leave_nothing_behind(method, gradient):
     f, t = Field(), double(0, 0.3, 0.5)
     counts = []
