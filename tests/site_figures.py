@@ -230,7 +230,7 @@ def test_lines_and_words_stand_out_and_fit(
         ground = luminance(seen["fill"])
         assert min(contrast(luminance(c), ground) for c in seen["colours"]) >= 4.5
         assert min(contrast(luminance(c), ground) for c in seen["strokes"]) >= 3
-        assert min(seen["heights"]) >= 9
+        assert min(seen["heights"]) >= 9.5
         assert seen["left"] >= 0
         assert seen["right"] <= seen["width"]
 

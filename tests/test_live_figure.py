@@ -167,6 +167,16 @@ def test_equal_scale():
     assert width / 4 == pytest.approx(height / 3)
 
 
+@pytest.mark.parametrize(("low", "high"), [(-1, 2), (0, 30), (-0.1, 0.1)])
+def test_equal_scale_is_no_wider_or_higher_than_a_page_has_room_for(low, high):
+    axes = AXES[0], Axis("z", low, high)
+    width, height = size(figure(axes=axes, equal=True))
+    assert width / height == pytest.approx(4 / (high - low))
+    other, _ = size(figure())
+    assert width <= other * (1 + 1e-9) and height <= 318 * (1 + 1e-9)
+    assert width == pytest.approx(other) or height == pytest.approx(318)
+
+
 def test_names_for_who_does_not_see_it():
     reader = Reader(figure(alt='An "x" < 2 & more of it.'))
     (drawing, *_) = [a for a, _ in reader.all("svg") if "viewbox" in a]

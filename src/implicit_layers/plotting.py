@@ -329,8 +329,11 @@ def live_figure(
     for curves, _ in frames:
         _refuse_bad_curves(curves, styles)
     says = [sentence for _, sentence in frames]
-    height = 318.0 if equal else 238.0
-    width = height * (x.high - x.low) / (y.high - y.low) if equal else 402.0
+    width, height = 402.0, 238.0
+    if equal:  # as large as fits: a wider one would shrink its words on a phone
+        across, up = x.high - x.low, y.high - y.low
+        unit = min(width / across, 318.0 / up)
+        width, height = unit * across, unit * up
     paths, traces = [], []
     for name, (colour, mark) in styles.items():
         points = [drawn[name] for drawn, _ in frames]
