@@ -122,19 +122,23 @@ def test_refuses_a_train_that_is_no_bool() -> None:
         mnist(train="test")  # type: ignore[arg-type]
 
 
-def test_checksums_of_readme_files_and_module_agree() -> None:
+def said_of_files(folder: Path) -> dict[str, tuple[int, str]]:
+    """Bytes and SHA-256 of each file, by the README beside it."""
     rows = re.findall(
         r"^\| `(\S+)` \| ([\d,]+) \| `([0-9a-f]{64})` \|$",
-        (EMBEDDED / "README.md").read_text(encoding="utf-8"),
+        (folder / "README.md").read_text(encoding="utf-8"),
         flags=re.MULTILINE,
     )
-    said = {name: (int(size.replace(",", "")), digest) for name, size, digest in rows}
+    return {name: (int(size.replace(",", "")), digest) for name, size, digest in rows}
+
+
+def test_checksums_of_readme_files_and_module_agree() -> None:
     found = {}
     for name in NAMES:
         packed = (EMBEDDED / f"{name}.gz").read_bytes()
         for key, content in (f"{name}.gz", packed), (name, gzip.decompress(packed)):
             found[key] = (len(content), hashlib.sha256(content).hexdigest())
-    assert said == found
+    assert said_of_files(EMBEDDED) == found
     assert {name: found[name][1] for name in NAMES} == data.CHECKSUMS
 
 
@@ -565,17 +569,11 @@ def test_gaps_of_the_carbon_dioxide_are_those_of_its_docstring() -> None:
 
 
 def test_checksums_of_the_series_agree_in_readme_files_and_module() -> None:
-    rows = re.findall(
-        r"^\| `(\S+)` \| ([\d,]+) \| `([0-9a-f]{64})` \|$",
-        (SERIES / "README.md").read_text(encoding="utf-8"),
-        flags=re.MULTILINE,
-    )
-    said = {name: (int(size.replace(",", "")), digest) for name, size, digest in rows}
     found = {}
     for path in SERIES.glob("*.csv"):
         content = path.read_bytes().replace(b"\r\n", b"\n")
         found[path.name] = len(content), hashlib.sha256(content).hexdigest()
-    assert said == found
+    assert said_of_files(SERIES) == found
     assert {name: found[name][1] for name in LOADERS} == data.SERIES_CHECKSUMS
 
 

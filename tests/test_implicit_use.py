@@ -1,7 +1,6 @@
 """Implicit layers in use: what gradients reach, what stays alive, what is refused."""
 
 import copy
-import gc
 import io
 import math
 import re
@@ -352,21 +351,8 @@ def test_functorch_gets_the_gradient_or_an_error(way):
         agree(actual, expected)
 
 
-@pytest.fixture
-def without_collector():
-    """Only what refers back to itself is still there when its last name is gone."""
-    gc.disable()
-    yield
-    gc.enable()
-
-
-def live_tensors():
-    return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
-
-
-@pytest.mark.usefixtures("without_collector")
 @ways
-def test_fifty_steps_leave_nothing_behind(way):
+def test_fifty_steps_leave_nothing_behind(live_tensors, way):
     layer = TanhLayer(**way, atol=1e-3, rtol=1e-3)
     counts = []
     for steps in (5, 45):

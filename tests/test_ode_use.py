@@ -1,7 +1,6 @@
 """odeint in use: memory, calls counted, what stays alive, the modes of autograd."""
 
 import copy
-import gc
 from functools import partial
 
 import pytest
@@ -140,21 +139,8 @@ def test_dopri5_holds_as_little(gradient):
 # ---- what stays alive ---------------------------------------------------------------
 
 
-@pytest.fixture
-def without_collector():
-    """Only what refers back to itself is still there when its last name is gone."""
-    gc.disable()
-    yield
-    gc.enable()
-
-
-def live_tensors():
-    return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
-
-
-@pytest.mark.usefixtures("without_collector")
 @pairs
-def test_fifty_steps_of_training_leave_nothing_behind(method, gradient):
+def test_fifty_steps_of_training_leave_nothing_behind(live_tensors, method, gradient):
     f, t = Field(), double(0, 0.3, 0.5)
     counts = []
     for steps in (5, 45):

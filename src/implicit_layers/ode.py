@@ -17,6 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from implicit_layers.implicit import implicit_fixed_point
 from implicit_layers.solvers import (
     flat,
+    is_finite,
     newton,
     refuse_bad_batch,
     refuse_bad_count,
@@ -284,7 +285,7 @@ class _Integrator:
             self._refuse_too_many(now, stop, h)
             step = _Step(now, h, y, *self._attempt(now, h, y, None))
             y = step.end
-            if not _is_finite(y):
+            if not is_finite(y):
                 raise self._not_finite(now)
             self._accept(_number(h))
             yield step
@@ -323,7 +324,7 @@ class _Integrator:
         else:
             again = self.again
             k = self.forgetful(lambda: self.f(now, y), lambda y: again(now, y), y)
-        if not _is_finite(k):
+        if not is_finite(k):
             raise self._not_finite(now)
         return k
 
@@ -469,11 +470,6 @@ def _worst(x: Tensor) -> float:
 
 def _number(time: Any) -> float:
     return time.item() if isinstance(time, Tensor) else time
-
-
-def _is_finite(y: Tensor) -> bool:
-    # a finite sum is quicker to see than finite entries
-    return math.isfinite(y.detach().sum().item()) or bool(y.isfinite().all())
 
 
 def _trajectory(run: _Integrator, y0: Tensor, times: Sequence[Any]) -> Tensor:

@@ -581,6 +581,12 @@ def flat(z: Tensor) -> Tensor:
     return z.reshape(len(z), math.prod(z.shape[1:]))
 
 
+def is_finite(z: Tensor) -> bool:
+    """Whether all entries are finite numbers."""
+    # a finite sum is quicker to see than finite entries
+    return math.isfinite(z.sum().item()) or bool(z.isfinite().all())
+
+
 def _largest_finite(norm: Tensor) -> float:
     finite = norm[norm < math.inf]
     return finite.amax().item() if len(finite) else math.inf
@@ -600,8 +606,7 @@ def refuse_bad_batch(name: str, z: Tensor) -> None:
         raise ValueError(
             f"{name} has no dimension: the first one is the batch, (B, ...)"
         )
-    # a finite sum is quicker to see than finite entries
-    if not math.isfinite(z.sum().item()) and not bool(z.isfinite().all()):
+    if not is_finite(z):
         raise ValueError(f"{name} holds a NaN or an infinity")
 
 
