@@ -228,23 +228,16 @@ def measured_odes(rounds: int) -> dict[str, Any]:
         rows = measure(case, reference(case), ODE_TORCH, ode_peers.JAX, rounds)
         measured[kind] = {"title": case.title, "rows": rows}
     few = (ode.BACKPROP, ode.CHECKPOINT, ode.ADJOINT, *ode.TORCHDIFFEQ)
-    chosen = select(ODE_TORCH, *few)
+    chosen, compiled = select(ODE_TORCH, *few), select(ode_peers.JAX, ode.DIFFRAX)
     case = differential_equation(DOPRI5)
+    exact, fewer = reference(case), max(rounds // 4, 1)
     measured["overhead"] = shares(case, chosen, ode.alone, rounds)
-    measured["tolerances"] = [
-        measured_tolerance(replace(case, tolerance=tolerance), chosen, rounds)
-        for tolerance in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
-    ]
+    measured["tolerances"] = []
+    for tolerance in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6):
+        at = replace(case, tolerance=tolerance)
+        rows = measure(at, exact, chosen, compiled, fewer)
+        measured["tolerances"].append({"tolerance": tolerance, "rows": rows})
     return measured
-
-
-def measured_tolerance(
-    case: Case, methods: Sequence[Method], rounds: int
-) -> dict[str, Any]:
-    """What some methods reach at the tolerance of a differential equation, and when."""
-    compiled = select(ode_peers.JAX, ode.DIFFRAX)
-    rows = measure(case, reference(case), methods, compiled, max(rounds // 4, 1))
-    return {"tolerance": case.tolerance, "rows": rows}
 
 
 PARTS: dict[str, Callable[[int], Any]] = {
