@@ -8,10 +8,9 @@ function markScrollingFormulas() {
 }
 addEventListener("load", async () => {
   await window.MathJax?.startup?.promise;
-  await document.fonts.ready;
-  markScrollingFormulas();
-  addEventListener("resize", markScrollingFormulas);
-  document.addEventListener("toggle", markScrollingFormulas, true);
+  // fonts that arrive late, folds and windows: all of them change a size
+  const sizes = new ResizeObserver(markScrollingFormulas);
+  for (const box of document.querySelectorAll(".math, mjx-math")) sizes.observe(box);
 });
 // Paper is white and cannot be unfolded: while a page prints, every fold stands open
 // and its colours are the light ones.

@@ -39,6 +39,8 @@ FACTS = r"""async () => {
   await document.fonts.ready;
   const all = (what) => [...document.querySelectorAll(what)];
   for (const fold of all("details")) fold.open = true;
+  const frame = () => new Promise(requestAnimationFrame);
+  await frame().then(frame).then(frame);  // until the page has noticed
   const texts = [document.title];
   const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   while (walk.nextNode()) {
@@ -452,6 +454,7 @@ def test_search_leads_a_typing_reader_to_the_word(
         tab = browser.new_page(viewport={"width": 1280, "height": 900})
         tab.goto(f"{site}chapters/index.html", wait_until="networkidle")
         tab.keyboard.press("Control+k")
+        tab.locator("input[type=search]:focus").wait_for()
         tab.keyboard.type(words)
         tab.keyboard.press("Enter")
         tab.wait_for_url("**/search.html?q=*")
