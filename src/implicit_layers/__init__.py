@@ -1,5 +1,11 @@
 """The shared module of the book *Deep Implicit Layers, executable*."""
 
+from implicit_layers.deq import (
+    DEQ,
+    MonotoneLinear,
+    jacobian_penalty,
+    peaceman_rachford,
+)
 from implicit_layers.implicit import implicit_fixed_point, spectral_radius
 from implicit_layers.ode import ODEError, ODEStatistics, odeint
 from implicit_layers.solvers import (
@@ -11,6 +17,8 @@ from implicit_layers.solvers import (
 )
 
 __all__ = [
+    "DEQ",
+    "MonotoneLinear",
     "ODEError",
     "ODEStatistics",
     "Solution",
@@ -18,7 +26,9 @@ __all__ = [
     "broyden",
     "fixed_point_iteration",
     "implicit_fixed_point",
+    "jacobian_penalty",
     "newton",
     "odeint",
+    "peaceman_rachford",
     "spectral_radius",
 ]
