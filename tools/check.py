@@ -15,6 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTEST = r"\d+ passed.*? in [\d.]+s"
+# a file goes to one of two workers, and each has a core: twice two threads are slower
+TWO = "OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile"
 # name: the command, and its closing line when all is well
 CHECKS = {
     "imports": (
@@ -24,14 +26,11 @@ CHECKS = {
     "lint": ("ruff check", r"All checks passed!"),
     "format": ("ruff format --check", r"\d+ files? already formatted"),
     "types": ("mypy", r"Success: .*"),
-    "tests": ("python -m pytest tests", PYTEST),
-    "notebooks": (
-        "python -m pytest -v -p notebook_check --notebooks chapters",
-        PYTEST,
-    ),
+    "tests": (f"{TWO} tests", PYTEST),
+    "notebooks": (f"{TWO} -v -p notebook_check --notebooks chapters", PYTEST),
     # all pages, since an unchanged page keeps its warnings to itself
     "build": ("jupyter-book build -W -n --keep-going --all .", r"build succeeded"),
-    "site": ("python -m pytest -n 2 --dist loadfile tests/site_*.py", PYTEST),
+    "site": (f"{TWO} tests/site_*.py", PYTEST),
 }
 
 
