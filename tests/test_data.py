@@ -24,7 +24,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from implicit_layers import data
-from implicit_layers.data import batches, hare_and_lynx, mauna_loa_co2, mnist
+from implicit_layers.data import (
+    batches,
+    hare_and_lynx,
+    mauna_loa_co2,
+    mnist,
+    persuasion,
+)
 
 pytestmark = pytest.mark.filterwarnings("error:.*MNIST")
 
@@ -631,11 +637,64 @@ def test_a_checkout_with_the_line_ends_of_windows_is_read(
             assert torch.equal(tensor, known)
 
 
+# The novel.
+
+NOVEL = PACKAGE / "text" / "persuasion.txt"
+
+
+def test_the_novel_is_the_one_of_its_readme_and_docstring() -> None:
+    text = persuasion()
+    content = NOVEL.read_bytes().replace(b"\r\n", b"\n")
+    assert text.encode("ascii") == content
+    found = {NOVEL.name: (len(content), hashlib.sha256(content).hexdigest())}
+    assert said_of_files(NOVEL.parent) == found
+    assert {NOVEL.name: found[NOVEL.name][1]} == data.TEXT_CHECKSUMS
+    lines = text.split("\n")
+    assert lines[0] == "Persuasion" and lines[-2:] == ["Finis", ""]
+    assert sum(line.startswith("Chapter ") for line in lines) == 24
+    assert "half agony, half" in text and "Gutenberg" not in text
+    readme = (NOVEL.parent / "README.md").read_text(encoding="utf-8")
+    assert f"{len(lines) - 1:,} lines of at most {max(map(len, lines))} " in readme
+    assert persuasion.__doc__ is not None
+    assert f"{len(text):,} characters of ASCII" in persuasion.__doc__
+    assert f"at most {max(map(len, lines))} characters" in persuasion.__doc__
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "garbled", "missing"])
+def test_a_damaged_novel_says_reinstall(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    monkeypatch.setattr(data, "files", lambda package: tmp_path)
+    (tmp_path / "text").mkdir()
+    whole = NOVEL.read_bytes()
+    wrong = {
+        "cut": whole[:-6],
+        "changed": whole.replace(b"agony", b"irony", 1),
+        "garbled": b"\xff" + whole,
+    }
+    if damage != "missing":
+        (tmp_path / "text" / NOVEL.name).write_bytes(wrong[damage])
+    expected = rf"^{NOVEL.name} in .* reinstall implicit-layers"
+    with pytest.raises(RuntimeError, match=expected):
+        persuasion()
+
+
+def test_a_novel_with_the_line_ends_of_windows_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = persuasion()
+    monkeypatch.setattr(data, "files", lambda package: tmp_path)
+    (tmp_path / "text").mkdir()
+    lines = NOVEL.read_bytes().replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+    (tmp_path / "text" / NOVEL.name).write_bytes(lines)
+    assert persuasion() == expected
+
+
 def test_a_wheel_takes_the_data_along() -> None:
     text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
     patterns = tomllib.loads(text)["tool"]["setuptools"]["package-data"]
     packed = {
         path for glob in patterns["implicit_layers"] for path in PACKAGE.glob(glob)
     }
-    for folder in ("mnist", "series"):
+    for folder in ("mnist", "series", "text"):
         assert {*(PACKAGE / folder).iterdir()} <= packed

@@ -1,4 +1,4 @@
-"""MNIST and two series without a download, and mini-batches of tensors in memory."""
+"""MNIST, two series and a novel without a download, and mini-batches of tensors."""
 
 import atexit
 import contextlib
@@ -42,6 +42,11 @@ SERIES_CHECKSUMS = {
     ),
     "mauna_loa_co2.csv": (
         "8129769d831b3390f3be7750eb79f8194f099738b1b63cab099612487f988df6"
+    ),
+}
+TEXT_CHECKSUMS = {
+    "persuasion.txt": (
+        "8061549557aebd2fd6e353d18d9197cb707029112bd52d4d8b174583a925848a"
     ),
 }
 VARIABLE = "IMPLICIT_LAYERS_CACHE"
@@ -141,6 +146,23 @@ def mauna_loa_co2() -> tuple[Tensor, Tensor]:
     return times, torch.tensor(ppm, dtype=torch.float64, device="cpu")
 
 
+def persuasion() -> str:
+    """Load *Persuasion*, the novel by Jane Austen (1818).
+
+    Returns
+    -------
+    str
+        466,854 characters of ASCII, in lines of at most 73 characters that end with
+        a newline; an empty line between paragraphs.
+
+    Raises
+    ------
+    RuntimeError
+        If the file in the package is missing or damaged.
+    """
+    return _text("text", "persuasion.txt", TEXT_CHECKSUMS)
+
+
 def batches(
     *tensors: Tensor, batch_size: int = 100, seed: int | None = None
 ) -> Iterator[tuple[Tensor, ...]]:
@@ -219,18 +241,24 @@ def _check_batches(
 
 def _series(name: str) -> list[list[str]]:
     """Return the rows below the heading of one embedded table, checked."""
+    text = _text("series", name, SERIES_CHECKSUMS)
+    return [*csv.reader(text.splitlines())][1:]
+
+
+def _text(folder: str, name: str, checksums: dict[str, str]) -> str:
+    """Return one embedded text, checked."""
     try:
-        path = files("implicit_layers").joinpath("series", name)
+        path = files("implicit_layers").joinpath(folder, name)
         # Universal line ends: a checkout may have turned them into those of Windows.
         text = path.read_text(encoding="utf-8")
-        if hashlib.sha256(text.encode()).hexdigest() != SERIES_CHECKSUMS[name]:
+        if hashlib.sha256(text.encode()).hexdigest() != checksums[name]:
             raise ValueError("its SHA-256 is not the one it had")
     except (OSError, ValueError) as error:
         raise RuntimeError(
             f"{name} in the package implicit_layers is damaged ({error}): "
             "reinstall implicit-layers"
         ) from error
-    return [*csv.reader(text.splitlines())][1:]
+    return text
 
 
 def _root(train: bool) -> Path:
