@@ -1,4 +1,4 @@
-"""Layers whose output is an equilibrium, and what keeps one there: a penalty, a proof."""
+"""Layers whose output is an equilibrium, and what keeps one: a penalty, a proof."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -13,6 +13,7 @@ from implicit_layers.solvers import (
     Map,
     Solution,
     anderson,
+    on_tape,
     refuse_bad_batch,
     refuse_bad_count,
     refuse_bad_output,
@@ -92,17 +93,18 @@ class DEQ(nn.Module):
         Raises
         ------
         TypeError, ValueError, RuntimeError
-            If there is no start, or from `implicit_fixed_point`.
+            If x gives no start, or from `implicit_fixed_point`.
         """
         if z0 is None:
-            if not isinstance(x, Tensor):
-                kind = type(x).__name__
-                raise TypeError(f"x is a {kind} and says no shape: give z0 as well")
+            if not isinstance(x, Tensor) or not x.is_floating_point():
+                kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+                raise TypeError(f"x is {kind} and gives no start: give z0 as well")
             z0 = torch.zeros_like(x)
         settings = self.settings if self.training else self.settings | self.evaluation
         z, solution = implicit_fixed_point(lambda z: self.f(z, x), z0, **settings)
         self.solution = replace(solution, factors=None)
-        return z
+        # what is done to the output must not change the solution
+        return z.clone() if z is solution.z else z
 
 
 def jacobian_penalty(
@@ -149,8 +151,7 @@ def jacobian_penalty(
     if z.numel() == 0:
         raise ValueError(f"z has shape {tuple(z.shape)}: give at least one entry")
     tracked = torch.is_grad_enabled()
-    with torch.enable_grad():
-        point = z.detach().requires_grad_()
+    with on_tape(z) as point:
         value = f(point)
     refuse_bad_output(value, z)
     if not value.requires_grad:
@@ -241,7 +242,7 @@ def peaceman_rachford(linear: MonotoneLinear, x: Tensor, *, step: float = 1.0) -
     Raises
     ------
     ValueError
-        If `x` is not (B, features), or `step` not above 0.
+        If `x` is not (B, features) or of another dtype than W, or `step` not above 0.
 
     Notes
     -----
@@ -250,6 +251,8 @@ def peaceman_rachford(linear: MonotoneLinear, x: Tensor, *, step: float = 1.0) -
     weight = linear.weight
     if x.ndim != 2 or x.shape[1] != len(weight):
         raise ValueError(f"x has shape {tuple(x.shape)}: give (B, {len(weight)})")
+    if x.dtype != weight.dtype:
+        raise ValueError(f"x is {x.dtype} and W {weight.dtype}: give the same")
     if not 0 < step < float("inf"):
         raise ValueError(f"step must be above 0 and finite, got {step}")
     identity = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
@@ -271,8 +274,18 @@ def _refuse_bad_block(f: object) -> None:
                 f"the block holds batch normalisation ({name or 'itself'}), which "
                 "makes a sample's equilibrium depend on its neighbours: use GroupNorm"
             )
-        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
+        if _dropped(module) > 0:
             raise ValueError(
                 f"the block holds dropout ({name or 'itself'}), which is another map "
                 "at each evaluation: apply it to the input or the output of the layer"
             )
+
+
+def _dropped(module: nn.Module) -> float:
+    """The share of entries that a module of PyTorch drops in training mode."""
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p
+    # these two drop without a module for it
+    if isinstance(module, nn.MultiheadAttention | nn.RNNBase):
+        return module.dropout
+    return 0.0

@@ -17,6 +17,7 @@ from implicit_layers.solvers import (
     anderson,
     fixed_point_iteration,
     flat,
+    on_tape,
     refuse_bad_batch,
     refuse_bad_count,
     refuse_bad_output,
@@ -172,8 +173,7 @@ def spectral_radius(
     """
     refuse_bad_batch("z", z)
     refuse_bad_count("iterations", iterations, least=2)
-    with torch.enable_grad():
-        point = z.detach().requires_grad_()
+    with on_tape(z) as point:
         linear = _Linearisation(point, f(point))
     refuse_bad_output(linear.value, z)
     generator = torch.Generator().manual_seed(seed)

@@ -1,7 +1,8 @@
 """How a root is found: four solvers for z = f(z), one way to call them, one result."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -560,8 +561,7 @@ class _NewtonMatrices:
                     f"{(batch, size, size)}, one matrix a sample"
                 )
             return matrix
-        with torch.enable_grad():
-            point = point.detach().requires_grad_()
+        with on_tape(point) as point:
             value = flat(self.run.f(point))
             if not value.requires_grad:
                 return torch.zeros(batch, size, size, dtype=z.dtype, device=z.device)
@@ -579,6 +579,14 @@ class _NewtonMatrices:
 def flat(z: Tensor) -> Tensor:
     """A batch (B, ...) as (B, d); a view where the memory allows it."""
     return z.reshape(len(z), math.prod(z.shape[1:]))
+
+
+@contextmanager
+def on_tape(z: Tensor) -> Iterator[Tensor]:
+    """Record what is done to a copy of z, in `no_grad` and `inference_mode` too."""
+    with torch.inference_mode(False), torch.enable_grad():
+        # a tensor made in inference mode can be on no tape, but its clone can
+        yield (z.clone() if z.is_inference() else z).detach().requires_grad_()
 
 
 def is_finite(z: Tensor) -> bool:
