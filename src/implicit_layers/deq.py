@@ -23,6 +23,9 @@ from implicit_layers.solvers import (
 class DEQ(nn.Module):
     """A deep equilibrium layer: the z with z = f(z, x), whatever block f is.
 
+    What the solver said at the last call is in `solution`, None before the first; it is
+    no part of a graph, nor of the layer's state.
+
     Parameters
     ----------
     f
@@ -34,12 +37,6 @@ class DEQ(nn.Module):
     evaluation
         Settings that differ in evaluation mode, by name: `solver`, `gradient` or
         options, for example `{"rtol": 1e-3}`.
-
-    Attributes
-    ----------
-    solution
-        What the solver said at the last call, no part of a graph; None before the
-        first. It is no part of the layer's state.
 
     Raises
     ------
