@@ -30,8 +30,8 @@ Solve = Callable[[Case, Map, float], Tensor]
 # --- this book's ---
 
 
-def ours(solver: Callable[..., Solution]) -> Solve:
-    """`implicit_fixed_point` with one of the module's solvers."""
+def ours(solver: Callable[..., Solution], **options: Any) -> Solve:
+    """`implicit_fixed_point` with one of the module's solvers, and with options."""
 
     def solve(case: Case, f: Map, tolerance: float) -> Tensor:
         z, _ = implicit_fixed_point(
@@ -42,6 +42,7 @@ def ours(solver: Callable[..., Solution]) -> Solve:
             atol=0.0,
             rtol=tolerance,
             max_iter=case.max_iter,
+            **options,
         )
         return z
 

@@ -16,6 +16,7 @@ import numpy as np
 import optimistix
 import torch
 from cases import GROUPS, ODES, Case
+from equilibrium import Layer
 from jax.lax import conv_general_dilated
 from jaxopt.linear_solve import solve_bicgstab, solve_normal_cg
 from methods import BOTH, TANH, Map, Method, Solve
@@ -32,29 +33,35 @@ VERSIONS = {
 
 
 @cache
-def deq(solver: str, tolerance: float, max_iter: int) -> Any:
-    """A TorchDEQ model with implicit differentiation, made once as in a network."""
+def deq(solver: str, tolerance: float, max_iter: int, **modes: Any) -> Any:
+    """A TorchDEQ model, made once as in a network; implicit gradient if not told."""
     forward = {"f_solver": solver, "f_tol": tolerance, "f_max_iter": max_iter}
     backward = {"b_solver": solver, "b_tol": tolerance, "b_max_iter": max_iter}
-    modes = {"ift": True, "f_stop_mode": "rel", "b_stop_mode": "rel"}
+    modes = {"ift": True, "f_stop_mode": "rel", "b_stop_mode": "rel", **modes}
     return get_deq(**forward, **backward, **modes)
 
 
-def torchdeq(solver: str) -> Solve:
-    """TorchDEQ with the same solver forward and backward."""
+def torchdeq(solver: str, **modes: Any) -> Solve:
+    """TorchDEQ with the same solver forward and backward; off the tape it evaluates."""
 
     def solve(case: Case, f: Map, tolerance: float) -> Tensor:
-        model = deq(solver, tolerance, case.max_iter)
+        model = deq(solver, tolerance, case.max_iter, **modes)
+        model.train(torch.is_grad_enabled())
         return model(f, torch.zeros_like(case.x))[0][0]
 
     return solve
 
 
+SOLVERS = {
+    ("TorchDEQ", "fixed point"): "fixed_point_iter",
+    ("TorchDEQ", "Anderson"): "anderson",
+    ("TorchDEQ", "Broyden"): "broyden",
+}
 #: As in `methods.METHODS`.
-TORCHDEQ: list[Method] = [
-    ("TorchDEQ", "fixed point", BOTH, torchdeq("fixed_point_iter")),
-    ("TorchDEQ", "Anderson", BOTH, torchdeq("anderson")),
-    ("TorchDEQ", "Broyden", BOTH, torchdeq("broyden")),
+TORCHDEQ: list[Method] = [(*key, BOTH, torchdeq(s)) for key, s in SOLVERS.items()]
+#: As in `equilibrium.LAYERS`; `grad` is the number of steps on the tape.
+TORCHDEQ_LAYERS: list[Layer] = [
+    (*key, torchdeq(s), torchdeq(s, ift=False, grad=1)) for key, s in SOLVERS.items()
 ]
 
 

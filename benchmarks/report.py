@@ -224,6 +224,35 @@ def overhead_table(rows: Sequence[Row]) -> str:
     ).data
 
 
+def passes_table(rows: Sequence[Row]) -> str:
+    """Milliseconds of the passes of an equilibrium, and ratios to our default."""
+    unit = find(rows, DEFAULT)
+    columns = {"method": [full_name(row) for row in rows]}
+    for what, title in (
+        ("forward", "forward alone"),
+        ("exact", "with the exact gradient"),
+        ("one step", "with one step"),
+    ):
+        times = [(row[what]["ms"], row[what]["ms"] / unit[what]["ms"]) for row in rows]
+        columns[title] = [f"{short(ms)} ({short(part)})" for ms, part in times]
+    return table(columns).data
+
+
+def equilibrium_table(rows: Sequence[Row], limit: float) -> str:
+    """Work, errors and memory of the two gradients of an equilibrium."""
+    exact, cheap = ([row[what] for row in rows] for what in ("exact", "one step"))
+    return table(
+        {
+            "method": [full_name(row) for row in rows],
+            "evaluations / products": [work({**row, **row["exact"]}) for row in rows],
+            "gradient error": [f"{e['error']:.1e}{mark(e, limit)}" for e in exact],
+            "kept for backward": [size(e["bytes"]) for e in exact],
+            "gradient error, one step": [f"{c['error']:.2f}" for c in cheap],
+            "kept, one step": [size(c["bytes"]) for c in cheap],
+        }
+    ).data
+
+
 def growth_table(points: Sequence[Row], along: str, what: str) -> str:
     """Milliseconds or bytes of the growth measurements."""
     chosen = [point for point in points if point["along"] == along]
@@ -385,6 +414,10 @@ def markdown(results: Results) -> str:
         texts.append(section("steps", steps_table(results["mnist"])))
     if "overhead" in results:
         texts.append(section("overhead", overhead_table(results["overhead"])))
+    if "equilibrium" in results:
+        rows = results["equilibrium"]
+        texts.append(section("passes", passes_table(rows)))
+        texts.append(section("equilibrium", equilibrium_table(rows, limit)))
     if "odes" in results:
         texts.extend(ode_sections(results["odes"], limit))
     for along, what in (("width", "ms"), ("batch", "ms"), ("iterations", "bytes")):

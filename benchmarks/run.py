@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import equilibrium
 import ode
 import ode_peers
 import report
@@ -47,7 +48,7 @@ from measuring import (
 )
 from methods import DEFAULT, METHODS, Map, Method, select, unrolled
 from mnist import Trained
-from peers import JAX, TORCHDEQ, VERSIONS, deq
+from peers import JAX, TORCHDEQ, TORCHDEQ_LAYERS, VERSIONS, deq
 from torch import Tensor
 
 from implicit_layers import fixed_point_iteration, implicit_fixed_point
@@ -220,6 +221,12 @@ def measured_overhead(rounds: int) -> list[dict[str, Any]]:
     return shares(CASES["conv"](), select(TORCH, *names), without_solver, rounds)
 
 
+def measured_equilibrium(rounds: int) -> list[dict[str, Any]]:
+    """The passes of a convolutional equilibrium, each by itself."""
+    layers = equilibrium.LAYERS + TORCHDEQ_LAYERS
+    return equilibrium.measured(equilibrium.problem(), layers, rounds)
+
+
 def measured_odes(rounds: int) -> dict[str, Any]:
     """All methods on a differential equation, and what its tolerance costs."""
     measured: dict[str, Any] = {}
@@ -248,6 +255,7 @@ PARTS: dict[str, Callable[[int], Any]] = {
     "conv": lambda rounds: measured_case(CASES["conv"](), max(rounds // 4, 1)),
     "mnist": measured_mnist,
     "overhead": measured_overhead,
+    "equilibrium": lambda rounds: measured_equilibrium(max(rounds // 4, 1)),
     "iterations": lambda rounds: measured_iterations(max(rounds // 2, 1)),
     "odes": measured_odes,
     "growth": lambda rounds: measured_growth(max(rounds // 4, 1)),

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import equilibrium
 import measuring
 import ode
 import pytest
@@ -30,10 +31,18 @@ from measuring import (
     kept_bytes,
     settle,
 )
-from methods import DEFAULT, METHODS, Solve, bare_products, newton_hook, unrolled
+from methods import (
+    DEFAULT,
+    METHODS,
+    Solve,
+    bare_products,
+    newton_hook,
+    ours,
+    unrolled,
+)
 from torch import Tensor
 
-from implicit_layers import implicit_fixed_point, odeint
+from implicit_layers import anderson, implicit_fixed_point, odeint
 from implicit_layers.measure import saved_bytes
 
 ROOT = Path(__file__).parents[1]
@@ -131,6 +140,54 @@ def test_every_method_can_be_exact_on_images(solve: Solve) -> None:
     case = convolutional(batch=2)
     gradients = measuring.gradient(case, solve, tolerance=1e-6)
     assert gradient_error(gradients, reference(case).gradients) < LIMIT
+
+
+def one_step_gradients(case: Case) -> tuple[Tensor, ...]:
+    """Through one evaluation at the solution, in float64."""
+    case = case.to(torch.float64)
+    z = torch.zeros_like(case.x)
+    with torch.no_grad():
+        for _ in range(200):
+            z = case.f(z)
+    return torch.autograd.grad((case.f(z) * case.v).sum(), case.leaves)
+
+
+LAYERS = pytest.mark.parametrize(
+    "layer", equilibrium.LAYERS, ids=lambda layer: ", ".join(layer[:2])
+)
+
+
+@LAYERS
+def test_both_gradients_of_an_equilibrium_are_right(layer: equilibrium.Layer) -> None:
+    case, (_, _, exact, cheap) = equilibrium.problem(batch=2), layer
+    gradients = measuring.gradient(case, exact, equilibrium.TOLERANCE)
+    assert gradient_error(gradients, reference(case).gradients) < LIMIT
+    gradients = measuring.gradient(case, cheap, equilibrium.TOLERANCE)
+    assert gradient_error(gradients, one_step_gradients(case)) < LIMIT / 2
+
+
+@LAYERS
+def test_every_sample_of_an_equilibrium_meets_the_rule(
+    layer: equilibrium.Layer,
+) -> None:
+    case = equilibrium.problem(batch=4)
+    with torch.no_grad():
+        case.x[0].mul_(100)  # converges at once, and may not end the others
+    z = equilibrium.forward(case, layer[2])
+    fz = case.f(z)
+    change, size = ((t.flatten(1).norm(dim=1)) for t in (fz - z, fz))
+    assert not z.requires_grad
+    assert bool((change <= 1.01 * equilibrium.TOLERANCE * size).all())
+
+
+def test_a_wrong_gradient_of_an_equilibrium_is_marked() -> None:
+    wrong = ours(anderson, gradient="jfb")
+    layers = [equilibrium.LAYERS[0], ("ours", "wrong", wrong, wrong)]
+    rows = equilibrium.measured(equilibrium.problem(batch=2), layers, rounds=1)
+    text = report.markdown({"limit": LIMIT, "equilibrium": rows})
+    marked = [line for line in text.splitlines() if "†" in line]
+    assert len(marked) == 1 and "ours: wrong" in marked[0]
+    assert "ours: wrong" in text.split("<!-- end of passes -->")[0]
 
 
 def test_error_is_the_larger_of_parameters_and_input() -> None:
@@ -318,6 +375,29 @@ def test_what_the_page_says_in_words_holds() -> None:
     ours, theirs = ("ours", "plain iteration"), ("jaxopt", "fixed point, BiCGStab")
     assert report.ratio(hard, ours, DEFAULT) > 1
     assert report.ratio(hard, theirs, ("jaxopt", "Anderson, BiCGStab")) > 1
+
+
+def test_what_the_page_says_of_an_equilibrium_holds() -> None:
+    rows = report.by_key(results()["equilibrium"])
+    exact = {key: row["exact"] for key, row in rows.items()}
+    kept = {key: part["bytes"] for key, part in exact.items()}
+    work = {key: part["evaluations"] for key, part in exact.items()}
+    assert all(part["error"] <= LIMIT for part in exact.values())
+    assert {part["tolerance"] for part in exact.values()} == {equilibrium.TOLERANCE}
+    assert max(work.values()) < equilibrium.MAX_ITER
+    cheap = [row["one step"] for row in rows.values()]
+    errors = [part["error"] for part in cheap]
+    assert {part["products"] for part in cheap} == {1}
+    assert min(errors) > 0.5 and max(errors) - min(errors) < 1e-3
+    for one, two in (
+        (equilibrium.ANDERSON_1, DEFAULT),
+        (equilibrium.PLAIN_1, equilibrium.PLAIN),
+    ):
+        assert work[one] == work[two] - 1
+        assert kept[one] == kept["TorchDEQ", "fixed point"] < kept[two]
+    assert kept[equilibrium.UNROLLED] > 10 * kept[DEFAULT]
+    assert work[DEFAULT] < work[equilibrium.PLAIN] < 1.5 * work[DEFAULT]
+    assert work["TorchDEQ", "Anderson"] > work["TorchDEQ", "fixed point"]
 
 
 def test_what_the_page_says_of_differential_equations_holds() -> None:
