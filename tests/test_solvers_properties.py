@@ -560,6 +560,13 @@ def test_no_graph_is_built_and_the_mode_is_left_as_it_was(solver):
         assert solver(f, z0, max_iter=300).converged.all()
 
 
+def test_newton_has_its_jacobian_in_inference_mode_too():
+    f = Linear(rotation(1, 3), randn(3, 2))
+    with torch.inference_mode():
+        for z0 in (torch.zeros(3, 2, dtype=torch.float64), randn(3, 2)[:]):
+            assert newton(f, z0).converged.all()
+
+
 @with_options
 def test_random_numbers_of_the_caller_are_neither_used_nor_moved(solver, options):
     f = Linear(rotation(2, 1.1), randn(3, 2))
