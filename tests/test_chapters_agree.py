@@ -10,10 +10,12 @@ import torch
 from torch.autograd import grad
 
 from implicit_layers import (
+    DEQ,
     anderson,
     broyden,
     fixed_point_iteration,
     implicit_fixed_point,
+    jacobian_penalty,
     newton,
 )
 
@@ -143,3 +145,32 @@ def test_newton_of_the_module_takes_the_jacobian_of_a_chapter():
         z = tanh_layer(weight, x, solver=newton, jacobian=jacobian)
         gradients.append(grad(torch.sin(z).sum(), (weight, x)))
     agree(*gradients)
+
+
+@pytest.mark.parametrize("gradient", ["implicit", "jfb"])
+def test_equilibrium_of_a_chapter_is_the_layer_of_the_module(gradient):
+    names = definitions("deep_equilibrium_models")
+    weight, x, v = problem()
+    results = []
+    for layer in (names["Equilibrium"], DEQ):
+        block = names["TanhBlock"](len(weight)).double()
+        layer = layer(block, gradient=gradient, **TIGHT)
+        z = torch.func.functional_call(layer, {"f.linear.weight": weight}, (x,))
+        results.append([z.detach(), *grad((v * z.sin()).sum(), (weight, x))])
+    agree(results[0][0], tanh_layer(weight, x).detach())
+    agree(*results)
+
+
+def test_estimate_of_a_chapter_is_the_penalty_of_the_module():
+    names = definitions("deep_equilibrium_models")
+    generator = torch.Generator().manual_seed(0)
+    weight, z = torch.randn(2, 6, 6, generator=generator, dtype=torch.float64)
+    f = lambda z: torch.tanh(z @ weight.T)  # noqa: E731
+    jacobians = torch.func.vmap(torch.func.jacrev(lambda z: torch.tanh(weight @ z)))(z)
+    exact = jacobians.square().sum().item() / 36
+    for samples in (
+        torch.stack([names["frobenius_estimate"](f, z, generator) for _ in range(999)]),
+        torch.stack([jacobian_penalty(f, z, generator=generator) for _ in range(999)]),
+    ):
+        assert abs(samples.mean() - exact) < 5 * samples.std() / 999**0.5
+        assert samples.std() < exact
