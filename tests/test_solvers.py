@@ -441,3 +441,21 @@ def test_parabola_without_fixed_point(solver):
     assert solution.z.isfinite().all()
     assert (solution.residual >= 0.75 - 1e-12).all()
     assert (solution.residual <= (z0**2 + 1 - z0) * (1 + 1e-12)).all()
+
+
+@pytest.mark.parametrize("rtol", [0.0, 1e-3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("solver", [fixed_point_iteration, anderson, broyden])
+def test_what_overflows_has_not_converged(solver, dtype, rtol):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(20, 20, generator=generator, dtype=dtype) * 3 / 20**0.5
+    x = torch.randn(1, 20, generator=generator, dtype=dtype)
+    z0 = 10 * torch.rand(100, 20, generator=generator, dtype=dtype)
+    f = lambda z: (z @ weight.T + x).relu()  # noqa: E731
+    solution = solver(f, z0, atol=1e-6, rtol=rtol, max_iter=500)
+    true = (f(solution.z) - solution.z).norm(dim=1)
+    limit = 1e-6 + rtol * f(solution.z).norm(dim=1)
+    assert ((true <= 1.01 * limit) | ~solution.converged).all()
+    assert solution.z.norm(dim=1)[solution.converged].lt(1e9).all()
+    if solver is fixed_point_iteration:
+        assert not solution.converged.any()

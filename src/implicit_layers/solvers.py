@@ -370,7 +370,9 @@ class _Run:
 
     def record(self, z: Tensor, fz: Tensor, norm: Tensor) -> Tensor:
         """Keep what is better, note who has finished; the tolerance of each sample."""
-        tolerance = torch.add(self.atol, vector_norm(fz, dim=1), alpha=self.rtol)
+        # a norm that overflows must not make a tolerance that everything meets
+        size = vector_norm(fz, dim=1).clamp_(max=torch.finfo(fz.dtype).max ** 0.5)
+        tolerance = torch.add(self.atol, size, alpha=self.rtol)
         better = norm < self.residual
         # a NaN is not greater than anything
         over = ~(norm > tolerance)
