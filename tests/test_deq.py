@@ -12,6 +12,14 @@ import scipy.optimize
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layers import (
+    TIGHT,
+    agree,
+    contraction,
+    numbers,
+    solvers,
+    ways,
+)
 from torch import nn
 from torch.autograd import grad, gradcheck, gradgradcheck
 from torch.func import functional_call
@@ -21,33 +29,11 @@ from implicit_layers import (
     DEQ,
     Solution,
     anderson,
-    broyden,
     fixed_point_iteration,
     newton,
 )
 
 pytestmark = pytest.mark.filterwarnings("error")
-SOLVERS = [fixed_point_iteration, anderson, broyden, newton]
-TIGHT = {"atol": 1e-13, "rtol": 1e-13, "max_iter": 1000}
-MODES = ["implicit", "unrolled", "neumann", "jfb", "phantom"]
-WAYS = [{"solver": solver} for solver in SOLVERS]
-WAYS += [{"gradient": mode, "steps": 3} for mode in MODES[1:]]
-agree = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-10)
-solvers = pytest.mark.parametrize("solver", SOLVERS)
-ways = pytest.mark.parametrize(
-    "way", WAYS, ids=[*(solver.__name__ for solver in SOLVERS), *MODES[1:]]
-)
-
-
-def numbers(*shape, seed=0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
-
-
-def contraction(size=4, seed=0, norm=0.7):
-    """A matrix of the given spectral norm."""
-    weight = numbers(size, size, seed=seed)
-    return norm * weight / torch.linalg.matrix_norm(weight, ord=2)
 
 
 class Block(nn.Module):

@@ -10,46 +10,30 @@ from functools import partial
 
 import pytest
 import torch
+from layers import (
+    MODES,
+    TIGHT,
+    agree,
+    contraction,
+    numbers,
+    solvers,
+    ways,
+)
 from torch import nn
 from torch.autograd import grad
 from torch.utils.checkpoint import checkpoint
 
 from implicit_layers import (
-    anderson,
-    broyden,
     fixed_point_iteration,
     implicit_fixed_point,
-    newton,
 )
 
 pytestmark = pytest.mark.filterwarnings("error")
-SOLVERS = [fixed_point_iteration, anderson, broyden, newton]
-MODES = ["implicit", "unrolled", "neumann", "jfb", "phantom"]
-TIGHT = {"atol": 1e-13, "rtol": 1e-13, "max_iter": 1000}
-agree = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-10)
-solvers = pytest.mark.parametrize("solver", SOLVERS)
 modes = pytest.mark.parametrize("mode", MODES)
-# the solvers differ in how they solve, the other modes only in what follows
-WAYS = [{"solver": solver} for solver in SOLVERS]
-WAYS += [{"gradient": mode, "steps": 3} for mode in MODES[1:]]
-ways = pytest.mark.parametrize(
-    "way", WAYS, ids=[*(solver.__name__ for solver in SOLVERS), *MODES[1:]]
-)
 
 
 def root(f, z0, **options):
     return implicit_fixed_point(f, z0, **TIGHT | options)[0]
-
-
-def numbers(*shape, seed=0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
-
-
-def contraction(size=4, seed=0, dtype=torch.float64):
-    """A matrix of spectral norm 0.7."""
-    weight = numbers(size, size, seed=seed)
-    return (0.7 * weight / torch.linalg.matrix_norm(weight, ord=2)).to(dtype)
 
 
 class TanhLayer(nn.Module):

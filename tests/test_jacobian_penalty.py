@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layers import numbers
 from torch import nn
 from torch.autograd import grad, gradcheck, gradgradcheck
 
@@ -20,10 +21,6 @@ contexts = pytest.mark.parametrize(
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
-
-
-def numbers(*shape, seed=0):
-    return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64)
 
 
 def jacobians(f, z):

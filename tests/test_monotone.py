@@ -11,13 +11,13 @@ import scipy.optimize
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layers import numbers, solvers
 from torch.autograd import grad, gradcheck, gradgradcheck
 from torch.func import functional_call
 
 from implicit_layers import (
     MonotoneLinear,
     anderson,
-    broyden,
     fixed_point_iteration,
     implicit_fixed_point,
     newton,
@@ -25,15 +25,8 @@ from implicit_layers import (
 )
 
 pytestmark = pytest.mark.filterwarnings("error")
-SOLVERS = [fixed_point_iteration, anderson, broyden, newton]
 TIGHT = {"atol": 1e-12, "rtol": 1e-12, "max_iter": 5000}
 agree = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-9)
-solvers = pytest.mark.parametrize("solver", SOLVERS)
-
-
-def numbers(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 def layer(features=4, seed=0, margin=0.5, skew=1.0):
@@ -65,6 +58,21 @@ def by_enumeration(weight, x):
     return found
 
 
+def the_only_solutions(weight, x):
+    """What enumeration finds for each row of x: exactly one."""
+    rows = []
+    for row in x.numpy():
+        (only,) = by_enumeration(weight.detach().numpy(), row)
+        rows.append(only)
+    return np.array(rows)
+
+
+def lowest_eigenvalue(linear):
+    """The least one of the symmetric part of I - W, by NumPy."""
+    remainder = np.eye(len(linear.a)) - linear.weight.detach().numpy()
+    return np.linalg.eigvalsh((remainder + remainder.T) / 2).min()
+
+
 def iteration_matrix(linear, step):
     """2 V - I, by NumPy."""
     weight = linear.weight.detach().numpy()
@@ -86,9 +94,7 @@ def test_symmetric_part_is_at_least_the_margin(features, margin, scale, seed):
     linear = MonotoneLinear(features, margin=margin).double()
     linear.a.data = scale * numbers(features, features, seed=seed)
     linear.b.data = scale * numbers(features, features, seed=seed + 1)
-    remainder = np.eye(features) - linear.weight.detach().numpy()
-    lowest = np.linalg.eigvalsh((remainder + remainder.T) / 2).min()
-    assert lowest >= margin - 1e-12 * (1 + scale**2) * features**2
+    assert lowest_eigenvalue(linear) >= margin - 1e-12 * (1 + scale**2) * features**2
 
 
 def test_margin_is_reached_without_a_symmetric_part():
@@ -194,19 +200,16 @@ def test_fixed_point_is_the_only_one_that_enumeration_finds(
     linear = layer(features, seed, margin, skew)
     x = numbers(2, features, seed=seed + 2)
     z = equilibrium(linear, x, step=step, solver=anderson).detach()
-    weight = linear.weight.detach().numpy()
-    for row, given_x in zip(z, x.numpy(), strict=True):
-        (only,) = by_enumeration(weight, given_x)
-        np.testing.assert_allclose(row, only, atol=1e-8)
+    expected = the_only_solutions(linear.weight, x)
+    np.testing.assert_allclose(z, expected, atol=1e-8)
 
 
 @solvers
 def test_every_solver_finds_what_enumeration_finds(solver):
     linear, x = layer(6), numbers(5, 6, seed=2)
     z = equilibrium(linear, x, solver=solver).detach()
-    weight = linear.weight.detach().numpy()
-    expected = [by_enumeration(weight, row)[0] for row in x.numpy()]
-    np.testing.assert_allclose(z, np.array(expected), atol=1e-9)
+    expected = the_only_solutions(linear.weight, x)
+    np.testing.assert_allclose(z, expected, atol=1e-9)
     assert 0.1 < (z > 0).double().mean() < 0.9
     agree(z, torch.relu(linear(z) + x).detach())
 
@@ -260,9 +263,7 @@ def test_converges_where_plain_iteration_diverges():
     assert not fixed_point_iteration(plain, 0 * x, **TIGHT).converged.any()
     z = equilibrium(linear, x, step=0.1).detach()
     agree(plain(z), z)
-    for row, given_x in zip(z, x.numpy(), strict=True):
-        (only,) = by_enumeration(weight.numpy(), given_x)
-        np.testing.assert_allclose(row, only, atol=1e-9)
+    np.testing.assert_allclose(z, the_only_solutions(weight, x), atol=1e-9)
 
 
 @settings(max_examples=40, deadline=None)
@@ -397,9 +398,7 @@ def test_equilibrium_learns():
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-        remainder = torch.eye(6).double() - linear.weight.detach()
-        lowest = torch.linalg.eigvalsh((remainder + remainder.T) / 2).min()
-        assert lowest > 0.1 - 1e-9
+        assert lowest_eigenvalue(linear) > 0.1 - 1e-9
     assert losses[-1] < 0.8 * losses[0]
 
 

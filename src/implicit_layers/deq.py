@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import grad
 
-from implicit_layers.implicit import Solver, implicit_fixed_point
+from implicit_layers.implicit import Solver, implicit_fixed_point, pulled_back
 from implicit_layers.solvers import (
     Map,
     Solution,
@@ -156,15 +155,7 @@ def jacobian_penalty(
     total = z.new_zeros(())
     for _ in range(samples):
         signs = torch.empty_like(z).bernoulli_(generator=generator).mul_(2).sub_(1)
-        row = grad(
-            value,
-            point,
-            signs,
-            retain_graph=True,
-            create_graph=tracked,
-            materialize_grads=True,
-        )[0]
-        total = total + row.square().mean()
+        total = total + pulled_back(value, point, signs, tracked).square().mean()
     return total / samples
 
 
@@ -206,8 +197,8 @@ class MonotoneLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """W, (features, features)."""
-        identity = torch.eye(len(self.a), dtype=self.a.dtype, device=self.a.device)
-        return (1 - self.margin) * identity - self.a.T @ self.a + self.b - self.b.T
+        scaled = (1 - self.margin) * _identity(self.a)
+        return scaled - self.a.T @ self.a + self.b - self.b.T
 
     def forward(self, z: Tensor) -> Tensor:
         """W times each row of z, (B, features) to the same shape."""
@@ -252,7 +243,7 @@ def peaceman_rachford(linear: MonotoneLinear, x: Tensor, *, step: float = 1.0) -
         raise ValueError(f"x is {x.dtype} and W {weight.dtype}: give the same")
     if not 0 < step < float("inf"):
         raise ValueError(f"step must be above 0 and finite, got {step}")
-    identity = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
+    identity = _identity(weight)
     resolvent = torch.linalg.inv(identity + step * (identity - weight))
 
     def reflected(u: Tensor) -> Tensor:
@@ -260,6 +251,10 @@ def peaceman_rachford(linear: MonotoneLinear, x: Tensor, *, step: float = 1.0) -
         return 2 * (mirrored + step * x) @ resolvent.T - mirrored
 
     return reflected
+
+
+def _identity(matrix: Tensor) -> Tensor:
+    return torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
 
 
 def _refuse_bad_block(f: object) -> None:

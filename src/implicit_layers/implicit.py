@@ -200,17 +200,17 @@ class _Linearisation:
             return torch.zeros_like(vector)
         tracked = vector.requires_grad and torch.is_grad_enabled()
         if transposed:
-            return _pulled_back(self.value, self.point, vector, tracked)
+            return pulled_back(self.value, self.point, vector, tracked)
         # the transposed product is linear in its vector, and its derivative is J
         with torch.enable_grad():
             dual = torch.zeros_like(vector).requires_grad_()
-            product = _pulled_back(self.value, self.point, dual, True)
+            product = pulled_back(self.value, self.point, dual, True)
         if not product.requires_grad:
             return torch.zeros_like(vector)
-        return _pulled_back(product, dual, vector, tracked)
+        return pulled_back(product, dual, vector, tracked)
 
 
-def _pulled_back(output: Tensor, of: Tensor, v: Tensor, create_graph: bool) -> Tensor:
+def pulled_back(output: Tensor, of: Tensor, v: Tensor, create_graph: bool) -> Tensor:
     """The gradient for `of` of the product of v and the output, graph kept."""
     return grad(
         output,

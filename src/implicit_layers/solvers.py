@@ -323,6 +323,8 @@ class _Run:
         self.rtol, self.max_iter = rtol, max_iter
         self.z = flat(z0.detach())
         self.atol = self.z.new_tensor(atol)
+        # a norm that overflows must not make a tolerance that everything meets
+        self.largest_size = torch.finfo(z0.dtype).max ** 0.5
         self.residual = self.z.new_full((len(z0),), math.inf)
         self.finished = torch.zeros_like(self.residual, dtype=torch.bool)
         self.failed = self.finished
@@ -370,8 +372,7 @@ class _Run:
 
     def record(self, z: Tensor, fz: Tensor, norm: Tensor) -> Tensor:
         """Keep what is better, note who has finished; the tolerance of each sample."""
-        # a norm that overflows must not make a tolerance that everything meets
-        size = vector_norm(fz, dim=1).clamp_(max=torch.finfo(fz.dtype).max ** 0.5)
+        size = vector_norm(fz, dim=1).clamp_(max=self.largest_size)
         tolerance = torch.add(self.atol, size, alpha=self.rtol)
         better = norm < self.residual
         # a NaN is not greater than anything
