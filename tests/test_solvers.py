@@ -459,3 +459,12 @@ def test_what_overflows_has_not_converged(solver, dtype, rtol):
     assert solution.z.norm(dim=1)[solution.converged].lt(1e9).all()
     if solver is fixed_point_iteration:
         assert not solution.converged.any()
+
+
+@pytest.mark.parametrize("rtol", [0.0, 1e-5])
+def test_what_overflows_is_given_up_at_once(rtol):
+    z0 = torch.ones(1, 3)
+    solution = fixed_point_iteration(lambda z: 10 * z, z0, rtol=rtol, max_iter=100)
+    # the norm of 10^20 overflows in single precision, and every second step is tested
+    assert solution.iterations.item() <= 22
+    assert not solution.converged.any()

@@ -372,8 +372,9 @@ class _Run:
 
     def record(self, z: Tensor, fz: Tensor, norm: Tensor) -> Tensor:
         """Keep what is better, note who has finished; the tolerance of each sample."""
-        size = vector_norm(fz, dim=1).clamp_(max=self.largest_size)
-        tolerance = torch.add(self.atol, size, alpha=self.rtol)
+        size = vector_norm(fz, dim=1)
+        bounded = size.clamp(max=self.largest_size)
+        tolerance = torch.add(self.atol, bounded, alpha=self.rtol)
         better = norm < self.residual
         # a NaN is not greater than anything
         over = ~(norm > tolerance)
@@ -382,7 +383,7 @@ class _Run:
             return tolerance
         over = over & ~self.finished
         if self.wild:
-            self.give_up(over & ~(norm < math.inf))
+            self.give_up(~(norm < math.inf) & ~(size < math.inf))
         better = (better | over) & ~self.finished
         self.z = _choose(better, z, self.z)
         self.residual = torch.where(better, norm, self.residual)
