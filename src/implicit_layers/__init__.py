@@ -8,6 +8,7 @@ from implicit_layers.deq import (
 )
 from implicit_layers.implicit import implicit_fixed_point, spectral_radius
 from implicit_layers.ode import ODEError, ODEStatistics, odeint
+from implicit_layers.qp import QPSolution, solve_qp
 from implicit_layers.solvers import (
     Solution,
     anderson,
@@ -21,6 +22,7 @@ __all__ = [
     "MonotoneLinear",
     "ODEError",
     "ODEStatistics",
+    "QPSolution",
     "Solution",
     "anderson",
     "broyden",
@@ -30,5 +32,6 @@ __all__ = [
     "newton",
     "odeint",
     "peaceman_rachford",
+    "solve_qp",
     "spectral_radius",
 ]

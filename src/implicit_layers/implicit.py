@@ -111,7 +111,9 @@ def implicit_fixed_point(
     exact, and so on. See the chapter on implicit functions.
     """
     _refuse_arguments(solver, gradient, order, steps, damping, backward_solver)
-    report = _Report(on_failure)
+    report = Report(
+        on_failure, "raise max_iter, loosen the tolerances or take another solver"
+    )
     with torch.no_grad():
         solution = solver(f, z0, **solver_options)
     report("solver", solution.converged, solution.residual)
@@ -299,7 +301,7 @@ class _Gate(Function):
 def _inverse(
     solution: Solution,
     backward_solver: Solver | None,
-    report: "_Report",
+    report: "Report",
     options: dict[str, Any],
 ) -> _Inverse:
     """The way in which this call's adjoint systems are solved."""
@@ -318,7 +320,7 @@ def _solved(
     *,
     solver: Solver,
     factors: tuple[Tensor, Tensor] | None,
-    report: "_Report",
+    report: "Report",
 ) -> Tensor:
     """Solve u = v + J^T u (or with J), from factors of a matrix near I - J if given."""
     if v.numel() == 0:
@@ -359,15 +361,15 @@ def _neumann(
     return total
 
 
-class _Report:
+class Report:
     """Says what did not converge, in the way that the caller asked for."""
 
-    def __init__(self, on_failure: str) -> None:
+    def __init__(self, on_failure: str, advice: str) -> None:
         if on_failure not in ("warn", "raise", "ignore"):
             raise ValueError(
                 f"on_failure is {on_failure!r}: give 'warn', 'raise' or 'ignore'"
             )
-        self.on_failure = on_failure
+        self.on_failure, self.advice = on_failure, advice
 
     def __call__(self, who: str, converged: Tensor, residual: Tensor) -> None:
         if self.on_failure == "ignore" or bool(converged.all()):
@@ -375,8 +377,8 @@ class _Report:
         failed = ~converged
         message = (
             f"the {who} did not converge for {int(failed.sum())} of {len(failed)} "
-            f"samples, largest residual {float(residual[failed].max()):.1e}: raise "
-            "max_iter, loosen the tolerances or take another solver"
+            f"samples, largest residual {float(residual[failed].max()):.1e}: "
+            f"{self.advice}"
         )
         if self.on_failure == "raise":
             raise RuntimeError(message)
