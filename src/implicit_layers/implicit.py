@@ -372,6 +372,7 @@ class Report:
         self.on_failure, self.advice = on_failure, advice
 
     def __call__(self, who: str, converged: Tensor, residual: Tensor) -> None:
+        """Warn, raise or be silent; `residual` is that of each sample."""
         if self.on_failure == "ignore" or bool(converged.all()):
             return
         failed = ~converged

@@ -19,6 +19,8 @@ PATIENCE = 12
 RIDGE = 4e-13
 #: Q counts as singular when a pivot of its factor is below this, relative to Q.
 PIVOT = 1e-7
+#: Slack by multiplier where a constraint is left out.
+FAR = 1e15
 
 
 @dataclass(frozen=True)
@@ -147,8 +149,9 @@ class _Scale:
         rows = C.norm(dim=2)
         self.rows = torch.where(rows > 0, rows, 1)
         curvature, slope = Q.abs().amax((1, 2))[:, None], p.abs().amax(1, keepdim=True)
-        self.curvature = torch.where(curvature > 0, curvature, slope)
-        self.curvature = torch.where(self.curvature > 0, self.curvature, 1)
+        if not bool((curvature > 0).all()):  # a linear program: p gives the scale
+            curvature = torch.where(curvature > 0, curvature, slope)
+        self.curvature = torch.where(curvature > 0, curvature, 1)
         one = slope / self.curvature
         other = (d / self.rows).abs().amax(1, keepdim=True) if d.shape[1] else one
         smaller = torch.minimum(one, other)
@@ -176,7 +179,7 @@ class _Point(NamedTuple):
     z: Tensor  # (B, n)
     y: Tensor  # all multipliers, (B, m + q)
     s: Tensor  # slacks of the inequalities, (B, m)
-    weight: Tensor  # how active each constraint is, from 0 to 1, (B, m + q)
+    D: Tensor  # slack by multiplier of each constraint, at most FAR, (B, m + q)
     violation: Tensor  # of the KKT conditions, (B,)
     steps: Tensor  # interior-point steps taken, (B,)
 
@@ -199,14 +202,14 @@ class _Program:
             point = self.polished(point, tol)
             if bool((point.violation <= tol).all()):
                 break
-        self.kkt.factor(point.weight)
+        self.kkt.factor(point.D)
         return point
 
     def start(self) -> _Point:
         """The solution with the squared slacks for a penalty, slacks made positive."""
-        weight = torch.ones_like(self.d)
-        weight[:, : self.m] = 0.5
-        self.kkt.factor(weight)
+        D = torch.zeros_like(self.d)
+        D[:, : self.m] = 1
+        self.kkt.factor(D)
         z, y = self.kkt.solve(-self.p, self.d)
         s = -y[:, : self.m]
         if self.m:
@@ -215,9 +218,9 @@ class _Program:
 
     def point(self, z: Tensor, y: Tensor, s: Tensor, steps: Tensor) -> _Point:
         """A point of the interior."""
-        weight = torch.ones_like(y)
-        weight[:, : self.m] = y[:, : self.m] / (y[:, : self.m] + s)
-        return _Point(z, y, s, weight, self.violation(z, y), steps)
+        D = torch.zeros_like(y)
+        D[:, : self.m] = (s / y[:, : self.m]).clamp(max=FAR)
+        return _Point(z, y, s, D, self.violation(z, y), steps)
 
     def residuals(self, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """What is missing in Qz + C'y = -p and in Cz = d."""
@@ -268,7 +271,7 @@ class _Program:
         """One predictor-corrector step."""
         z, y, s, m = point.z, point.y, point.s, self.m
         dual = y[:, :m]
-        self.kkt.factor(point.weight)
+        self.kkt.factor(point.D)
         a, c = self.residuals(z, y)
         lacking = c[:, :m] - s
         # predictor: aim at complementary products of zero
@@ -294,16 +297,17 @@ class _Program:
         A guess that its own solution contradicts is mended, a few times. The result is
         taken only where it violates the KKT conditions less.
         """
-        active = point.weight > 0.5
+        active = point.D < 1
         for _ in range(5):
-            weight = active.to(point.z)
-            self.kkt.factor(weight)
+            D = torch.where(active, 0, FAR).to(point.D)
+            self.kkt.factor(D)
             z, y = self.kkt.refined(-self.p, self.d)
             slack = self.residuals(z, y)[1][:, : self.m]
             wrong = torch.zeros_like(active)
             wrong[:, : self.m] = (y[:, : self.m] > slack) != active[:, : self.m]
+            y = torch.where(active, y, 0)
             y[:, : self.m].clamp_(min=0)
-            new = _Point(z, y, slack, weight, self.violation(z, y), point.steps)
+            new = _Point(z, y, slack, D, self.violation(z, y), point.steps)
             point = _choose(new.violation < point.violation, new, point)
             wrong &= (point.violation > tol)[:, None]
             if not bool(wrong.any()):
@@ -313,11 +317,12 @@ class _Program:
 
 
 class _KKT:
-    """Solves Qu + C'w = a, Cu - Dw = c, for diagonal matrices D from 0 to infinity.
+    """Solves Qu + C'w = a, Cu - Dw = c, for diagonal matrices D from 0 to FAR.
 
-    They are given by the weights 1 / (1 + D): 1 for equations, 0 for rows left out. All
-    that is factorised stays of moderate size for any of them. With a definite Q what
-    does not depend on D is computed once, and once for the batch if Q and C are shared.
+    By the dual Schur complement, which stays accurate for entries of D far apart. With
+    a definite Q what does not depend on D is computed once, and once for the batch if Q
+    and C are shared. Else Q is first lifted by C'(1 + D)^-1 C, a multiple of the second
+    equation.
     """
 
     def __init__(self, Q: Tensor, C: Tensor, dtype: torch.dtype) -> None:
@@ -338,38 +343,33 @@ class _KKT:
         self.across = self.inverse @ self.C.mT
         self.complement = self.C @ self.across
 
-    def factor(self, weight: Tensor) -> None:
-        """Factorise for other weights (B, m + q)."""
-        self.weight = weight
-        if self.definite:
-            self.outer = weight.sqrt()
-        else:
-            self.outer = weight
-            H = self.Q + self.C.mT @ (weight[:, :, None] * self.C)
+    def factor(self, D: Tensor) -> None:
+        """Factorise for another diagonal D (B, m + q)."""
+        self.D = D
+        if not self.definite:
+            H = self.Q + self.C.mT @ (self.C / (1 + D)[:, :, None])
             H.diagonal(dim1=1, dim2=2).add_(RIDGE)
             self._reduce(cholesky_ex(H)[0])
-        S = self.outer[:, :, None] * self.complement * self.outer[:, None, :]
+        S = self.complement.expand(len(D), -1, -1).clone()
         diagonal = S.diagonal(dim1=1, dim2=2)
-        diagonal.mul_(1 + RIDGE).add_(1 - weight + RIDGE)
+        diagonal.mul_(1 + RIDGE).add_((D if self.definite else D + D**2) + RIDGE)
         self.lower = cholesky_ex(S)[0]
 
     def solve(self, a: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """The solution for a (B, n) and c (B, m + q)."""
         if not self.definite:
-            a = a + _rows(self.weight * c, self.C)
-        right = self.outer * (_rows(a, self.across) - c)
+            a = a + _rows(c / (1 + self.D), self.C)
+        right = _rows(a, self.across) - c
         w = torch.cholesky_solve(right[:, :, None], self.lower)[:, :, 0]
-        weighted = self.outer * w
-        u = _rows(a, self.inverse) - _rows(weighted, self.across.mT)
-        return u, weighted if self.definite else w
+        u = _rows(a, self.inverse) - _rows(w, self.across.mT)
+        return u, w if self.definite else w * (1 + self.D)
 
     def refined(self, a: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """The same, with the error of a first solution removed."""
         u, w = self.solve(a, c)
-        away = torch.where(self.weight > 0, (1 - self.weight) / self.weight * w, 0)
-        more = self.solve(
-            a - _rows(u, self.Q) - _rows(w, self.C), c - _rows(u, self.C.mT) + away
-        )
+        more_a = a - _rows(u, self.Q) - _rows(w, self.C)
+        more_c = c - _rows(u, self.C.mT) + self.D * w
+        more = self.solve(more_a, more_c)
         return u + more[0], w + more[1]
 
 
