@@ -16,11 +16,11 @@ LOOSE = 1e-5
 #: A sample is given up when its violation has not fallen by a tenth in so many steps.
 PATIENCE = 12
 #: Added to a matrix of unit scale, so that dependent rows do not make it singular.
-RIDGE = 4e-13
+RIDGE = 3e-12
 #: Q counts as singular when a pivot of its factor is below this, relative to Q.
 PIVOT = 1e-7
 #: Slack by multiplier where a constraint is left out.
-FAR = 1e15
+FAR = 1e25
 
 
 @dataclass(frozen=True)
