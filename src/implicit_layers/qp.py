@@ -195,13 +195,16 @@ class _Program:
 
     def minimum(self, tol: float, max_iter: int) -> _Point:
         """Walk near the solution, jump to it, walk on where that did not do."""
-        point = self.start()
+        inside = self.start()
         for target in (max(tol, LOOSE), tol):
             if self.m:
-                point = self.walk(point, target, max_iter)
-            point = self.polished(point, tol)
-            if bool((point.violation <= tol).all()):
+                inside = self.walk(inside, target, max_iter)
+            point = self.polished(inside, tol)
+            done = point.violation <= tol
+            if bool(done.all()):
                 break
+            # from a corner that is not the solution there is no way on
+            inside = _choose(done, point, inside)
         self.kkt.factor(point.D)
         return point
 
