@@ -196,12 +196,16 @@ class _Program:
     def minimum(self, tol: float, max_iter: int) -> _Point:
         """Walk near the solution, jump to it, walk on where that did not do."""
         inside = self.start()
-        for target in (max(tol, LOOSE), tol):
+        going = torch.ones_like(inside.violation, dtype=torch.bool)
+        # a point of the path is off by more than its violation, a corner is not; so
+        # where no corner was found the walk goes on for a while
+        for target in (max(tol, LOOSE), tol, tol / 1000):
             if self.m:
-                inside = self.walk(inside, target, max_iter)
-            point = self.polished(inside, tol)
-            done = point.violation <= tol
-            if bool(done.all()):
+                inside = self.walk(inside, target, max_iter, going)
+            point = self.polished(inside, tol / 1000)
+            done = point.violation <= tol / 1000
+            going = (inside.violation <= target) & ~done
+            if not bool(going.any()):
                 break
             # from a corner that is not the solution there is no way on
             inside = _choose(done, point, inside)
@@ -251,7 +255,9 @@ class _Program:
         z, y = point.z, point.y
         return ((_rows(z, self.Q) + self.p) * z).sum(1) + (self.d * y).sum(1)
 
-    def walk(self, point: _Point, target: float, max_iter: int) -> _Point:
+    def walk(
+        self, point: _Point, target: float, max_iter: int, wanted: Tensor
+    ) -> _Point:
         """Take interior-point steps until each sample is good, or no better for long.
 
         A sample that is done is held fixed, so its neighbours make no difference to it.
@@ -259,7 +265,7 @@ class _Program:
         best, mark = point, point.violation
         waited = torch.zeros_like(point.steps)
         while True:
-            going = (best.violation > target) & (waited < PATIENCE)
+            going = wanted & (best.violation > target) & (waited < PATIENCE)
             going &= point.steps < max_iter
             if not bool(going.any()):
                 return best
