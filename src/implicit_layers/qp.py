@@ -195,12 +195,16 @@ class _Program:
 
     def minimum(self, tol: float, max_iter: int) -> _Point:
         """Walk near the solution, jump to it, walk on where that did not do."""
-        point = self.start()
+        inner = point = self.start()  # a polished point is no start of a walk
+        done = torch.zeros_like(point.steps, dtype=torch.bool)
         for target in (max(tol, LOOSE), tol):
             if self.m:
-                point = self.walk(point, target, max_iter)
-            point = self.polished(point, tol)
-            if bool((point.violation <= tol).all()):
+                inner = self.walk(inner, target, max_iter, done)
+            new = self.polished(inner, tol)
+            better = ~done & (new.violation <= point.violation)
+            point = _choose(better, new, point)._replace(steps=inner.steps)
+            done = point.violation <= tol
+            if bool(done.all()):
                 break
         self.kkt.factor(point.D)
         return point
@@ -248,7 +252,7 @@ class _Program:
         z, y = point.z, point.y
         return ((_rows(z, self.Q) + self.p) * z).sum(1) + (self.d * y).sum(1)
 
-    def walk(self, point: _Point, target: float, max_iter: int) -> _Point:
+    def walk(self, point: _Point, target: float, max_iter: int, done: Tensor) -> _Point:
         """Take interior-point steps until each sample is good, or no better for long.
 
         A sample that is done is held fixed, so its neighbours make no difference to it.
@@ -256,7 +260,7 @@ class _Program:
         best, mark = point, point.violation
         waited = torch.zeros_like(point.steps)
         while True:
-            going = (best.violation > target) & (waited < PATIENCE)
+            going = ~done & (best.violation > target) & (waited < PATIENCE)
             going &= point.steps < max_iter
             if not bool(going.any()):
                 return best
