@@ -218,7 +218,7 @@ class _Program:
         s = -y[:, : self.m]
         if self.m:
             s, y[:, : self.m] = _positive(s, -s)
-        return self.point(z, y, s, torch.zeros(len(z), dtype=torch.int64))
+        return self.point(z, y, s, z.new_zeros(len(z), dtype=torch.int64))
 
     def point(self, z: Tensor, y: Tensor, s: Tensor, steps: Tensor) -> _Point:
         """A point of the interior."""
