@@ -326,6 +326,14 @@ def test_far_bounds_change_nothing(bound):
     agree(solution.inequality_duals[:, :5], expected.inequality_duals)
 
 
+def test_far_bounds_do_not_spoil_the_least_norm():
+    # with p = 0 the scale of z is that of what z = 0 violates
+    arguments = program(seed=6)
+    arguments["p"] = 0 * arguments["p"]
+    expected = solved(**arguments)
+    agree(solved(**boxed(arguments, 1e7)).z, expected.z)
+
+
 # Scales
 
 

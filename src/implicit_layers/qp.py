@@ -123,7 +123,7 @@ def solve_qp(
     (Q, p, C, d), m, single = _together(Q, p, G, h, A, b)
     dtype = p.dtype
     Q, p, C, d = (given.double() for given in (Q, p, C, d))
-    scale = _Scale(Q.detach(), p.detach(), C.detach(), d.detach())
+    scale = _Scale(Q.detach(), p.detach(), C.detach(), d.detach(), m)
     Q, p, C, d = scale.scaled(Q, p, C, d)
     with torch.no_grad():
         program = _Program(Q.detach(), p.detach(), C.detach(), d.detach(), m, dtype)
@@ -142,10 +142,11 @@ class _Scale:
     """Constants that bring the entries of a program near one.
 
     The largest entry of Q and the norm of each row become 1; the unit of z is the
-    smaller one of two that the program suggests, from p and from the right sides.
+    smaller one of two that the program suggests, from p and from the right sides. With
+    a p of zeros it is from those right sides that z = 0 does not meet.
     """
 
-    def __init__(self, Q: Tensor, p: Tensor, C: Tensor, d: Tensor) -> None:
+    def __init__(self, Q: Tensor, p: Tensor, C: Tensor, d: Tensor, m: int) -> None:
         rows = C.norm(dim=2)
         self.rows = torch.where(rows > 0, rows, 1)
         curvature, slope = Q.abs().amax((1, 2))[:, None], p.abs().amax(1, keepdim=True)
@@ -153,9 +154,14 @@ class _Scale:
             curvature = torch.where(curvature > 0, curvature, slope)
         self.curvature = torch.where(curvature > 0, curvature, 1)
         one = slope / self.curvature
-        other = (d / self.rows).abs().amax(1, keepdim=True) if d.shape[1] else one
+        other = unmet = one
+        if d.shape[1]:
+            sides = d / self.rows
+            other = sides.abs().amax(1, keepdim=True)
+            sides[:, :m].clamp_(max=0)
+            unmet = sides.abs().amax(1, keepdim=True)
         smaller = torch.minimum(one, other)
-        unit = torch.where(smaller > 0, smaller, torch.maximum(one, other))
+        unit = torch.where(smaller > 0, smaller, torch.maximum(one, unmet))
         self.unit = torch.where(unit > 0, unit, 1)
         self.objective = (self.curvature * self.unit**2)[:, 0]
 
