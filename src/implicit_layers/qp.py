@@ -490,13 +490,14 @@ def _together(
 
 def _refuse_bad_arguments(given: dict[str, Tensor]) -> int | None:
     """Raise if the arguments do not fit together; gives the batch size, if any."""
+    for name, x in given.items():
+        refuse_bad_tensor(name, x)
     p = given["p"]
     n = p.shape[-1] if p.ndim else 0
     m, q = (x.shape[-1] if x.ndim else 0 for x in (given["h"], given["b"]))
     shapes = {"Q": (n, n), "p": (n,), "G": (m, n), "h": (m,), "A": (q, n), "b": (q,)}
     batch: int | None = None
     for name, x in given.items():
-        refuse_bad_tensor(name, x)
         if x.dtype != p.dtype or x.device != p.device:
             raise TypeError(
                 f"{name} is {x.dtype} on {x.device}, p is {p.dtype} on {p.device}: "
