@@ -228,6 +228,15 @@ def test_singular_cost_without_inequalities():
     agree(solution.equality_duals, double(0))
 
 
+def test_singular_cost_with_a_slope_far_smaller_than_the_right_side():
+    root = double([2, -2, 1], [1, -1, 1])
+    Q, p, A = root.T @ root, double(1, -1, 0), double([1, -1, -1])
+    arguments = {"Q": Q, "p": p, "A": A, "b": double(-1e4)}
+    solution = solved(**arguments)
+    assert (apply(A, solution.z) + 1e4).abs() < 1e-6
+    assert (apply(Q, solution.z) + p + solution.equality_duals * A[0]).norm() < 1e-6
+
+
 def test_nothing_to_minimise_is_minimised_by_any_feasible_point():
     zero = torch.zeros(3, 3).double()
     solution = solved(zero, zero[0])
@@ -470,6 +479,23 @@ def test_gap_is_primal_minus_dual_objective():
     dual -= (solution.equality_duals * arguments["b"]).sum(1)
     agree(solution.gap, objective(z, arguments) - dual)
     assert (solution.gap.abs() > 1e-3).any()
+
+
+def test_gap_is_closed_at_every_solution_however_badly_scaled():
+    arguments = boxed(program(40, 4, 4, 1, rank=2, seed=8))
+    scales = 10 ** (2 * numbers(40, 4))
+    arguments["Q"] = scales[:, :, None] * arguments["Q"] * scales[:, None]
+    arguments["p"] = scales * arguments["p"]
+    for name in "GA":
+        arguments[name] = arguments[name] * scales[:, None]
+    solution = ignoring(**arguments)
+    z = solution.z
+    terms = torch.maximum(
+        (z * apply(arguments["Q"], z)).sum(1).abs(), (z * arguments["p"]).sum(1).abs()
+    )
+    closed = solution.gap.abs() <= 2e-8 * terms.clamp(min=1)
+    assert closed[solution.converged].all()
+    assert solution.converged.double().mean() > 0.5
 
 
 @pytest.mark.parametrize("tol", [1e-3, 1e-6, 1e-11])

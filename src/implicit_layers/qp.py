@@ -251,6 +251,8 @@ class _Program:
             worst = torch.maximum(worst, unmet.amax(1))
         terms = torch.maximum((z * Qz).sum(1).abs(), (z * self.p).sum(1).abs())
         loose = (y[:, : self.m] * slack).abs().sum(1) / terms.clamp(min=1)
+        gap = (((Qz + self.p) * z).sum(1) + (self.d * y).sum(1)).abs()
+        loose = torch.maximum(loose, gap / terms.clamp(min=1))
         return torch.maximum(worst, loose).nan_to_num(nan=torch.inf)
 
     def gap(self, point: _Point) -> Tensor:
@@ -375,12 +377,14 @@ class _KKT:
         return u, w if self.definite else w * (1 + self.D)
 
     def refined(self, a: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        """The same, with the error of a first solution removed."""
+        """The same, with the error removed: twice where Q is singular, as it is larger."""
         u, w = self.solve(a, c)
-        more_a = a - _rows(u, self.Q) - _rows(w, self.C)
-        more_c = c - _rows(u, self.C.mT) + self.D * w
-        more = self.solve(more_a, more_c)
-        return u + more[0], w + more[1]
+        for _ in range(1 if self.definite else 2):
+            more_a = a - _rows(u, self.Q) - _rows(w, self.C)
+            more_c = c - _rows(u, self.C.mT) + self.D * w
+            more_u, more_w = self.solve(more_a, more_c)
+            u, w = u + more_u, w + more_w
+        return u, w
 
 
 class _KKTSolve(Function):
