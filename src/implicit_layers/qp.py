@@ -377,7 +377,7 @@ class _KKT:
         return u, w if self.definite else w * (1 + self.D)
 
     def refined(self, a: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        """The same, with the error removed: twice where Q is singular, as it is larger."""
+        """The same, with the error removed: twice if Q is singular, as it is larger."""
         u, w = self.solve(a, c)
         for _ in range(1 if self.definite else 2):
             more_a = a - _rows(u, self.Q) - _rows(w, self.C)
