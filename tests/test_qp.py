@@ -401,6 +401,19 @@ def test_linear_program_in_other_units():
         unit = SCALES[:, None] if "p" in factors else 1
         duals = solution.inequality_duals / unit
         agree(duals, expected.inequality_duals.expand(5, -1))
+        if "p" in factors:
+            assert (solution.iterations == expected.iterations).all()
+
+
+def test_least_norm_in_other_units():
+    arguments = sample(program(seed=7), 0)
+    arguments["p"] = 0 * arguments["p"]
+    expected = solved(**arguments)
+    solution = solved(**scaled(arguments, h=SCALES, b=SCALES))
+    assert (solution.iterations == expected.iterations).all()
+    for name in FIELDS:
+        actual = getattr(solution, name) / SCALES[:, None]
+        agree(actual, getattr(expected, name).expand(5, -1))
 
 
 # Properties

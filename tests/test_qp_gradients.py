@@ -415,6 +415,17 @@ def test_gradients_follow_the_units():
         agree(x * unit, expected[name].expand_as(x), rtol=1e-7, atol=1e-7)
 
 
+def test_gradient_at_a_loose_tolerance_is_that_of_the_returned_point():
+    # no active set is right there yet, but the path has a gradient near the exact one
+    arguments = sample(program(8, 10, 20, 2, seed=21), 5)
+    p = arguments["p"].clone().requires_grad_()
+    v = numbers(10)
+    exact, loose = (
+        grad(solved(**arguments | {"p": p}, tol=tol).z, p, v)[0] for tol in (1e-8, 1e-3)
+    )
+    assert (loose - exact).norm() < 0.3 * exact.norm()
+
+
 # Samples that fail
 
 
