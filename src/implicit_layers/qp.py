@@ -14,7 +14,7 @@ from implicit_layers.solvers import is_finite, refuse_bad_count
 #: The interior point stops here first: the active set is mostly clear by then.
 LOOSE = 1e-5
 #: A sample is given up when its violation has not fallen by a tenth in so many steps.
-PATIENCE = 12
+PATIENCE = 20
 #: Added to a matrix of unit scale, so that dependent rows do not make it singular.
 RIDGE = 3e-12
 #: Q counts as singular when a pivot of its factor is below this, relative to Q.
@@ -123,7 +123,7 @@ def solve_qp(
     (Q, p, C, d), m, single = _together(Q, p, G, h, A, b)
     dtype = p.dtype
     Q, p, C, d = (given.double() for given in (Q, p, C, d))
-    scale = _Scale(Q.detach(), p.detach(), C.detach(), d.detach())
+    scale = _Scale(Q.detach(), p.detach(), C.detach(), d.detach(), m)
     Q, p, C, d = scale.scaled(Q, p, C, d)
     with torch.no_grad():
         program = _Program(Q.detach(), p.detach(), C.detach(), d.detach(), m, dtype)
@@ -131,7 +131,7 @@ def solve_qp(
     converged = point.violation <= tol
     report("quadratic program", converged, point.violation)
     z, y = _KKTSolve.apply(-p, d, Q, C, program.kkt, converged, (point.z, point.y))
-    gap = program.gap(point) * scale.objective
+    gap = program.gap(point.z, point.y, _rows(point.z, program.Q)) * scale.objective
     z, y = scale.unscaled(z, y)
     z, inequality_duals, equality_duals = (x.to(dtype) for x in (z, y[:, :m], y[:, m:]))
     result = (z, inequality_duals, equality_duals, converged, point.steps, gap)
@@ -142,10 +142,11 @@ class _Scale:
     """Constants that bring the entries of a program near one.
 
     The largest entry of Q and the norm of each row become 1; the unit of z is the
-    smaller one of two that the program suggests, from p and from the right sides.
+    smaller one of two that the program suggests, from p and from the right sides. With
+    a p of zeros it is from those right sides that z = 0 does not meet.
     """
 
-    def __init__(self, Q: Tensor, p: Tensor, C: Tensor, d: Tensor) -> None:
+    def __init__(self, Q: Tensor, p: Tensor, C: Tensor, d: Tensor, m: int) -> None:
         rows = C.norm(dim=2)
         self.rows = torch.where(rows > 0, rows, 1)
         curvature, slope = Q.abs().amax((1, 2))[:, None], p.abs().amax(1, keepdim=True)
@@ -153,9 +154,14 @@ class _Scale:
             curvature = torch.where(curvature > 0, curvature, slope)
         self.curvature = torch.where(curvature > 0, curvature, 1)
         one = slope / self.curvature
-        other = (d / self.rows).abs().amax(1, keepdim=True) if d.shape[1] else one
+        other = unmet = one
+        if d.shape[1]:
+            sides = d / self.rows
+            other = sides.abs().amax(1, keepdim=True)
+            sides[:, :m].clamp_(max=0)
+            unmet = sides.abs().amax(1, keepdim=True)
         smaller = torch.minimum(one, other)
-        unit = torch.where(smaller > 0, smaller, torch.maximum(one, other))
+        unit = torch.where(smaller > 0, smaller, torch.maximum(one, unmet))
         self.unit = torch.where(unit > 0, unit, 1)
         self.objective = (self.curvature * self.unit**2)[:, 0]
 
@@ -221,7 +227,7 @@ class _Program:
         s = -y[:, : self.m]
         if self.m:
             s, y[:, : self.m] = _positive(s, -s)
-        return self.point(z, y, s, torch.zeros(len(z), dtype=torch.int64))
+        return self.point(z, y, s, z.new_zeros(len(z), dtype=torch.int64))
 
     def point(self, z: Tensor, y: Tensor, s: Tensor, steps: Tensor) -> _Point:
         """A point of the interior."""
@@ -247,13 +253,13 @@ class _Program:
             unmet = unmet.abs() / self.d.abs().clamp(min=1)
             worst = torch.maximum(worst, unmet.amax(1))
         terms = torch.maximum((z * Qz).sum(1).abs(), (z * self.p).sum(1).abs())
-        loose = (y[:, : self.m] * slack).abs().sum(1) / terms.clamp(min=1)
+        products = (y[:, : self.m] * slack).abs().sum(1)
+        loose = torch.maximum(products, self.gap(z, y, Qz).abs()) / terms.clamp(min=1)
         return torch.maximum(worst, loose).nan_to_num(nan=torch.inf)
 
-    def gap(self, point: _Point) -> Tensor:
+    def gap(self, z: Tensor, y: Tensor, Qz: Tensor) -> Tensor:
         """Primal minus dual objective."""
-        z, y = point.z, point.y
-        return ((_rows(z, self.Q) + self.p) * z).sum(1) + (self.d * y).sum(1)
+        return ((Qz + self.p) * z).sum(1) + (self.d * y).sum(1)
 
     def walk(
         self, point: _Point, target: float, max_iter: int, wanted: Tensor
@@ -374,12 +380,14 @@ class _KKT:
         return u, w if self.definite else w * (1 + self.D)
 
     def refined(self, a: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        """The same, with the error of a first solution removed."""
+        """The same, with the error removed: twice if Q is singular, as it is larger."""
         u, w = self.solve(a, c)
-        more_a = a - _rows(u, self.Q) - _rows(w, self.C)
-        more_c = c - _rows(u, self.C.mT) + self.D * w
-        more = self.solve(more_a, more_c)
-        return u + more[0], w + more[1]
+        for _ in range(1 if self.definite else 2):
+            more_a = a - _rows(u, self.Q) - _rows(w, self.C)
+            more_c = c - _rows(u, self.C.mT) + self.D * w
+            more_u, more_w = self.solve(more_a, more_c)
+            u, w = u + more_u, w + more_w
+        return u, w
 
 
 class _KKTSolve(Function):
@@ -489,13 +497,14 @@ def _together(
 
 def _refuse_bad_arguments(given: dict[str, Tensor]) -> int | None:
     """Raise if the arguments do not fit together; gives the batch size, if any."""
+    for name, x in given.items():
+        refuse_bad_tensor(name, x)
     p = given["p"]
     n = p.shape[-1] if p.ndim else 0
     m, q = (x.shape[-1] if x.ndim else 0 for x in (given["h"], given["b"]))
     shapes = {"Q": (n, n), "p": (n,), "G": (m, n), "h": (m,), "A": (q, n), "b": (q,)}
     batch: int | None = None
     for name, x in given.items():
-        refuse_bad_tensor(name, x)
         if x.dtype != p.dtype or x.device != p.device:
             raise TypeError(
                 f"{name} is {x.dtype} on {x.device}, p is {p.dtype} on {p.device}: "
