@@ -21,7 +21,7 @@ from implicit_layers import solve_qp
 
 OURS, QPTH = ("ours", "solve_qp"), ("qpth", "QPFunction")
 CVXPYLAYERS = ("cvxpylayers", "defaults")
-TIGHT = ("cvxpylayers", "tolerance 1e-9, dense")
+TIGHT = ("cvxpylayers", "1e-9, dense")
 ARGUMENTS = ("Q", "p", "G", "h", "A", "b")
 PASSES = ("forward", "both")
 #: The largest relative error of a gradient, and of a minimiser, that is not marked.

@@ -274,22 +274,35 @@ def qp_table(parts: Sequence[Row], what: str) -> str:
     return table(columns).data
 
 
-def qp_errors_table(parts: Sequence[Row]) -> str:
-    """What there is to say of the minimisers and gradients of quadratic programs."""
-    pairs = [(part, row) for part in parts for row in part["rows"]]
-    columns = {
-        "programs": [part["title"] for part, _ in pairs],
+def qp_columns(parts: Sequence[Row]) -> tuple[list[Row], dict[str, list[str]]]:
+    """All rows of the quadratic programs, and the columns that name them."""
+    pairs = [(part["title"], row) for part in parts for row in part["rows"]]
+    names = {
+        "programs": [title for title, _ in pairs],
         "method": [full_name(row) for _, row in pairs],
     }
-    for name in ARGUMENTS:
-        columns[f"${name}$"] = [
-            f"{row['errors'][name]:.1e}" if name in row["errors"] else ""
-            for _, row in pairs
-        ]
-    columns["minimisers off"] = [
-        f"{row['off']} of {part['batch']}" for part, row in pairs
+    return [row for _, row in pairs], names
+
+
+def qp_errors_table(parts: Sequence[Row]) -> str:
+    """How exact the methods are on quadratic programs, and what they keep."""
+    rows, columns = qp_columns(parts)
+    columns["gradient error"] = [
+        f"{row['error']:.1e}{mark(row, EXACT)}" for row in rows
     ]
-    columns["kept for backward"] = [size(row.get("bytes")) for _, row in pairs]
+    columns["minimisers off"] = [
+        f"{row['off']} of {part['batch']}" for part in parts for row in part["rows"]
+    ]
+    columns["kept for backward"] = [size(row.get("bytes")) for row in rows]
+    return table(columns).data
+
+
+def qp_arguments_table(parts: Sequence[Row]) -> str:
+    """The error of the gradient of each argument of a quadratic program."""
+    rows, columns = qp_columns(parts)
+    for name in ARGUMENTS:
+        errors = [row["errors"].get(name) for row in rows]
+        columns[f"${name}$"] = ["" if e is None else f"{e:.1e}" for e in errors]
     return table(columns).data
 
 
@@ -479,6 +492,7 @@ def qp_sections(parts: Sequence[Row]) -> list[str]:
         section("QP, both passes", qp_table(parts, "both")),
         section("QP, forward", qp_table(parts, "forward")),
         section("QP errors", qp_errors_table(parts)),
+        section("QP arguments", qp_arguments_table(parts)),
     ]
 
 

@@ -296,8 +296,11 @@ def test_wrong_quadratic_programs_are_marked() -> None:
     marked = [line for line in both.splitlines() if "†" in line]
     assert len(marked) == 1 and "ours: doubled" in marked[0]
     assert marked[0].count("†") == 2
-    marked = [line for line in rest.splitlines() if "†" in line]
+    forward, errors = rest.split("<!-- end of QP, forward -->")
+    marked = [line for line in forward.splitlines() if "†" in line]
     assert len(marked) == 1 and "ours: beside" in marked[0]
+    marked = [line for line in errors.splitlines() if "†" in line]
+    assert len(marked) == 2 and all("ours: doubled" in line for line in marked)
     assert text.count("| 1 of 3 |") == 2 and text.count("| 0 of 3 |") == 4
 
 
