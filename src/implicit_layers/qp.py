@@ -186,6 +186,8 @@ class _Point(NamedTuple):
     y: Tensor  # all multipliers, (B, m + q)
     s: Tensor  # slacks of the inequalities, (B, m)
     D: Tensor  # slack by multiplier of each constraint, at most FAR, (B, m + q)
+    a: Tensor  # what is missing in Qz + C'y = -p, (B, n)
+    c: Tensor  # what is missing in Cz = d, (B, m + q)
     violation: Tensor  # of the KKT conditions, (B,)
     steps: Tensor  # interior-point steps taken, (B,)
 
@@ -215,7 +217,8 @@ class _Program:
                 break
             # from a corner that is not the solution there is no way on
             inside = _choose(done, point, inside)
-        self.kkt.factor(point.D)
+        if not torch.equal(self.kkt.D, point.D):
+            self.kkt.factor(point.D)
         return point
 
     def start(self) -> _Point:
@@ -233,18 +236,21 @@ class _Program:
         """A point of the interior."""
         D = torch.zeros_like(y)
         D[:, : self.m] = (s / y[:, : self.m]).clamp(max=FAR)
-        return _Point(z, y, s, D, self.violation(z, y), steps)
+        return self.judged(z, y, s, D, steps)
 
-    def residuals(self, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """What is missing in Qz + C'y = -p and in Cz = d."""
-        return (
-            -self.p - _rows(z, self.Q) - _rows(y, self.C),
-            self.d - _rows(z, self.C.mT),
-        )
+    def judged(
+        self, z: Tensor, y: Tensor, s: Tensor, D: Tensor, steps: Tensor
+    ) -> _Point:
+        """A point and what is missing there; the multipliers have their sign."""
+        Qz = _rows(z, self.Q)
+        a = -self.p - Qz - _rows(y, self.C)
+        c = self.d - _rows(z, self.C.mT)
+        return _Point(z, y, s, D, a, c, self.violation(z, y, Qz, a, c), steps)
 
-    def violation(self, z: Tensor, y: Tensor) -> Tensor:
-        """The largest violation of a KKT condition; the multipliers have their sign."""
-        Qz, (a, c) = _rows(z, self.Q), self.residuals(z, y)
+    def violation(
+        self, z: Tensor, y: Tensor, Qz: Tensor, a: Tensor, c: Tensor
+    ) -> Tensor:
+        """The largest violation of a KKT condition."""
         slack = c[:, : self.m]
         size = torch.maximum(self.p.abs(), Qz.abs()).amax(1).clamp(min=1)
         worst = a.abs().amax(1) / size
@@ -287,7 +293,7 @@ class _Program:
         z, y, s, m = point.z, point.y, point.s, self.m
         dual = y[:, :m]
         self.kkt.factor(point.D)
-        a, c = self.residuals(z, y)
+        a, c = point.a, point.c
         lacking = c[:, :m] - s
         # predictor: aim at complementary products of zero
         dz, dy = self.kkt.solve(a, c)
@@ -317,12 +323,12 @@ class _Program:
             D = torch.where(active, 0, FAR).to(point.D)
             self.kkt.factor(D)
             z, y = self.kkt.refined(-self.p, self.d)
-            slack = self.residuals(z, y)[1][:, : self.m]
+            slack = (self.d - _rows(z, self.C.mT))[:, : self.m]
             wrong = torch.zeros_like(active)
             wrong[:, : self.m] = (y[:, : self.m] > slack) != active[:, : self.m]
             y = torch.where(active, y, 0)
             y[:, : self.m].clamp_(min=0)
-            new = _Point(z, y, slack, D, self.violation(z, y), point.steps)
+            new = self.judged(z, y, slack, D, point.steps)
             point = _choose(new.violation < point.violation, new, point)
             wrong &= (point.violation > tol)[:, None]
             if not bool(wrong.any()):
@@ -432,7 +438,7 @@ def _rows(x: Tensor, matrix: Tensor) -> Tensor:
     """Each row of x (B, i) times its matrix (B, i, j), or the one of all (1, i, j)."""
     if len(matrix) == 1:
         return x @ matrix[0]
-    return (x[:, None] @ matrix)[:, 0]
+    return torch.bmm(x[:, None], matrix)[:, 0]
 
 
 def _outer(x: Tensor, y: Tensor, matrices: int) -> Tensor:
