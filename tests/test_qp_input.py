@@ -198,6 +198,16 @@ def test_programs_without_a_solution_are_flagged(name):
     assert (solution.inequality_duals >= 0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_solution_beyond_the_number_format_is_flagged(dtype):
+    large = torch.finfo(dtype).max ** 0.6
+    one = torch.ones(1, 1, dtype=dtype)
+    p = torch.tensor([[large], [1.0]], dtype=dtype)
+    solution = ignoring(one / large, p)
+    assert solution.converged.tolist() == [False, True]
+    assert solved(one, p).z.tolist() == (-p).tolist()
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_larger_infeasible_programs_are_flagged(seed):
     # no z has G z <= h if the rows sum to zero and the right sides to less
