@@ -1,6 +1,7 @@
 """What solve_qp refuses, what it reports of samples that fail, and in which words."""
 
 import math
+import re
 import warnings
 from functools import partial
 
@@ -196,6 +197,21 @@ def test_programs_without_a_solution_are_flagged(name):
     assert solution.iterations <= 50
     assert all(x.isfinite().all() for x in vars(solution).values())
     assert (solution.inequality_duals >= 0).all()
+
+
+@pytest.mark.parametrize("name", ["bounds", "almost", "both"])
+def test_infeasible_programs_are_given_up_long_before_the_last_step(name):
+    assert ignoring(**INFEASIBLE[name], max_iter=500).iterations < 80
+
+
+def test_more_steps_return_no_worse_iterate():
+    residuals = []
+    for max_iter in (1, 2, 5, 12):
+        with pytest.warns(RuntimeWarning) as caught:
+            solve_qp(**INFEASIBLE["far"], max_iter=max_iter)
+        (found,) = re.findall(r"residual (\S+):", str(caught[0].message))
+        residuals.append(float(found))
+    assert residuals == sorted(residuals, reverse=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
