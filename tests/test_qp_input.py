@@ -128,10 +128,11 @@ def test_one_side_of_constraints_alone_is_refused(missing):
 
 
 @pytest.mark.parametrize("shared", ["", "Q"])
-def test_cost_with_a_negative_eigenvalue_is_refused(shared):
+@pytest.mark.parametrize("eigenvalue", [-1e-6, -1.0])
+def test_cost_with_a_negative_eigenvalue_is_refused(shared, eigenvalue):
     arguments = program(shared=shared)
     Q = arguments["Q"] if shared else arguments["Q"][1]
-    Q.copy_(torch.diag(double(1, 1, 1, -1e-6)))
+    Q.copy_(torch.diag(double(1, 1, 1, eigenvalue)))
     with pytest.raises(ValueError, match=r"Q has a negative eigenvalue.*not convex"):
         solve_qp(**arguments)
     with pytest.raises(ValueError, match="Q has a negative eigenvalue"):

@@ -209,7 +209,7 @@ class _Program:
             if self.m:
                 inner = self.walk(inner, target, max_iter, done)
             new = self.polished(inner, tol)
-            better = ~done & (new.violation <= point.violation)
+            better = new.violation <= point.violation
             point = _choose(better, new, point)._replace(steps=inner.steps)
             done = point.violation <= tol
             if bool(done.all()):
