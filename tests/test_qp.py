@@ -474,6 +474,13 @@ def test_steps_hardly_grow_with_the_size():
         assert steps.double().mean() < 13
 
 
+def test_tighter_tolerance_takes_hardly_more_steps():
+    # the active set is mostly found before, and its solution is exact
+    arguments = program(8, 20, 40, 4)
+    loose, tight = (solved(**arguments, tol=tol) for tol in (1e-5, 1e-11))
+    assert (loose.iterations == tight.iterations).sum() >= 6
+
+
 def test_more_steps_than_allowed_are_not_taken():
     arguments = program(8, 20, 40, 4)
     solution = ignoring(**arguments, max_iter=3)

@@ -202,7 +202,8 @@ def test_programs_without_a_solution_are_flagged(name):
 
 @pytest.mark.parametrize("name", ["bounds", "almost", "both"])
 def test_infeasible_programs_are_given_up_long_before_the_last_step(name):
-    assert ignoring(**INFEASIBLE[name], max_iter=500).iterations < 80
+    solution = ignoring(**INFEASIBLE[name], max_iter=500)
+    assert 10 < solution.iterations < 80  # all steps count, the best was earlier
 
 
 def test_more_steps_return_no_worse_iterate():
