@@ -153,6 +153,7 @@ def test_nearest_point_of_a_box_is_the_clamped_one():
     agree(solution.z, x.clamp(-1, 1), rtol=0, atol=1e-13)
     excess = torch.cat([x - 1, -1 - x], dim=1).clamp(min=0)
     agree(solution.inequality_duals, excess, rtol=0, atol=1e-13)
+    assert torch.equal(solution.inequality_duals == 0, excess == 0)
 
 
 def test_nearest_point_of_the_simplex_is_the_one_by_sorting():
