@@ -142,7 +142,8 @@ def kept_bytes(forward: Callable[[], object], exclude: Sequence[Tensor]) -> int:
 
 
 def _alive() -> list[Tensor]:
-    return [thing for thing in gc.get_objects() if type(thing) is Tensor]
+    things = [thing for thing in gc.get_objects() if type(thing) is Tensor]
+    return [thing for thing in things if thing.layout == torch.strided]
 
 
 def gradient(case: Case, solve: Solve, tolerance: float) -> tuple[Tensor, ...]:

@@ -28,6 +28,7 @@ VERSIONS = {
     for name in (
         *("torchdeq", "torchdiffeq", "torchode"),
         *("jax", "jaxlib", "jaxopt", "optimistix", "lineax", "diffrax"),
+        *("qpth", "cvxpylayers"),
     )
 }
 

@@ -17,6 +17,7 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 from methods import DEFAULT, IN_PLACE, LIMIT_ROW
 from ode import ADJOINT, BACKPROP, CHECKPOINT, DIFFRAX, TORCHDIFFEQ
+from qp import ARGUMENTS, CVXPYLAYERS, EXACT, OURS, QPTH, TIGHT
 
 from implicit_layers.plotting import COLOURS, table, use_book_style
 
@@ -253,6 +254,58 @@ def equilibrium_table(rows: Sequence[Row], limit: float) -> str:
     ).data
 
 
+def qp_cell(row: Row, what: str, unit: float) -> str:
+    """Milliseconds of a pass, the ratio to the unit, a mark if it is not exact."""
+    ms = row[what]["ms"]
+    exact = row["off"] == 0 if what == "forward" else exact_enough(row, EXACT)
+    return f"{short(ms)} ({short(ms / unit)}){'' if exact else '†'}"
+
+
+def qp_table(parts: Sequence[Row], what: str) -> str:
+    """Milliseconds on all quadratic programs, and ratios to ours."""
+    names = {key: full_name(row) for key, row in by_key(parts[0]["rows"]).items()}
+    columns: dict[str, list[str]] = {"method": list(names.values())}
+    for part in parts:
+        rows = by_key(part["rows"])
+        unit = rows[OURS][what]["ms"]
+        columns[part["title"]] = [
+            qp_cell(rows[key], what, unit) if key in rows else "" for key in names
+        ]
+    return table(columns).data
+
+
+def qp_columns(parts: Sequence[Row]) -> tuple[list[Row], dict[str, list[str]]]:
+    """All rows of the quadratic programs, and the columns that name them."""
+    pairs = [(part["title"], row) for part in parts for row in part["rows"]]
+    names = {
+        "programs": [title for title, _ in pairs],
+        "method": [full_name(row) for _, row in pairs],
+    }
+    return [row for _, row in pairs], names
+
+
+def qp_errors_table(parts: Sequence[Row]) -> str:
+    """How exact the methods are on quadratic programs, and what they keep."""
+    rows, columns = qp_columns(parts)
+    columns["gradient error"] = [
+        f"{row['error']:.1e}{mark(row, EXACT)}" for row in rows
+    ]
+    columns["minimisers off"] = [
+        f"{row['off']} of {part['batch']}" for part in parts for row in part["rows"]
+    ]
+    columns["kept for backward"] = [size(row.get("bytes")) for row in rows]
+    return table(columns).data
+
+
+def qp_arguments_table(parts: Sequence[Row]) -> str:
+    """The error of the gradient of each argument of a quadratic program."""
+    rows, columns = qp_columns(parts)
+    for name in ARGUMENTS:
+        errors = [row["errors"].get(name) for row in rows]
+        columns[f"${name}$"] = ["" if e is None else f"{e:.1e}" for e in errors]
+    return table(columns).data
+
+
 def growth_table(points: Sequence[Row], along: str, what: str) -> str:
     """Milliseconds or bytes of the growth measurements."""
     chosen = [point for point in points if point["along"] == along]
@@ -363,12 +416,49 @@ def ode_targets(rows: Sequence[Row]) -> list[Target]:
     ]
 
 
+def qp_targets(parts: Sequence[Row]) -> list[Target]:
+    """What the quadratic programs were meant to reach."""
+    rows = {
+        part["title"]: [{**row, **row["both"]} for row in part["rows"]]
+        for part in parts
+    }
+    error = max(find(part["rows"], OURS)["error"] for part in parts)
+    return [
+        *(
+            faster(f"QP against qpth, {title}", rows[title], QPTH, OURS, goal)
+            for title, goal in (
+                ("n = 10", 1),
+                ("n = 50", 1),
+                ("n = 10, shared", 2),
+                ("n = 50, shared", 2),
+            )
+        ),
+        *(
+            faster(
+                f"QP against the faster of cvxpylayers, {title}",
+                rows[title],
+                min(CVXPYLAYERS, TIGHT, key=lambda key: find(rows[title], key)["ms"]),
+                OURS,
+                10,
+            )
+            for title in ("n = 10", "n = 50")
+        ),
+        (
+            "QP: largest gradient error",
+            f"at most {EXACT:.0e}",
+            f"{error:.1e}",
+            error <= EXACT,
+        ),
+    ]
+
+
 def targets(results: Results) -> list[Target]:
     """What this book's solvers were meant to reach, and what became of it."""
     return [
         *map_targets(results),
         *cost_targets(results),
         *ode_targets(results["odes"][DOPRI5]["rows"]),
+        *qp_targets(results["qp"]),
     ]
 
 
@@ -396,11 +486,21 @@ def ode_sections(measured: Row, limit: float) -> list[str]:
     ]
 
 
+def qp_sections(parts: Sequence[Row]) -> list[str]:
+    """The tables about quadratic programs."""
+    return [
+        section("QP, both passes", qp_table(parts, "both")),
+        section("QP, forward", qp_table(parts, "forward")),
+        section("QP errors", qp_errors_table(parts)),
+        section("QP arguments", qp_arguments_table(parts)),
+    ]
+
+
 def markdown(results: Results) -> str:
     """All tables for which there are results."""
     parts, limit = cases(results), results["limit"]
     texts = [section("machine", machine_text(results)) if "minutes" in results else ""]
-    aimed = {"init", "sym0.99", "mnist", "iterations", "overhead", "odes"}
+    aimed = {"init", "sym0.99", "mnist", "iterations", "overhead", "odes", "qp"}
     if aimed <= set(results):
         texts.append(section("targets", targets_table(results)))
     if parts:
@@ -420,6 +520,8 @@ def markdown(results: Results) -> str:
         texts.append(section("equilibrium", equilibrium_table(rows, limit)))
     if "odes" in results:
         texts.extend(ode_sections(results["odes"], limit))
+    if "qp" in results:
+        texts.extend(qp_sections(results["qp"]))
     for along, what in (("width", "ms"), ("batch", "ms"), ("iterations", "bytes")):
         points = results.get("iterations" if along == "iterations" else "growth")
         if points:

@@ -24,6 +24,8 @@ from typing import Any
 import equilibrium
 import ode
 import ode_peers
+import qp
+import qp_peers
 import report
 import torch
 from cases import (
@@ -247,6 +249,16 @@ def measured_odes(rounds: int) -> dict[str, Any]:
     return measured
 
 
+def measured_programs(rounds: int) -> list[dict[str, Any]]:
+    """All methods on batches of quadratic programs."""
+    measured = []
+    for n, m, q, batch, shared in qp.CASES:
+        given = qp.programs(n, m, q, batch, shared)
+        rows = qp.measured(given, qp.METHODS + qp_peers.PEERS, rounds)
+        measured.append({"title": given.title, "batch": batch, "rows": rows})
+    return measured
+
+
 PARTS: dict[str, Callable[[int], Any]] = {
     **{
         name: lambda rounds, make=make: measured_case(make(), rounds)
@@ -258,6 +270,7 @@ PARTS: dict[str, Callable[[int], Any]] = {
     "equilibrium": lambda rounds: measured_equilibrium(max(rounds // 4, 1)),
     "iterations": lambda rounds: measured_iterations(max(rounds // 2, 1)),
     "odes": measured_odes,
+    "qp": measured_programs,
     "growth": lambda rounds: measured_growth(max(rounds // 4, 1)),
 }
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import equilibrium
 import measuring
 import ode
 import pytest
+import qp
 import report
 import torch
 from cases import (
@@ -190,6 +192,136 @@ def test_a_wrong_gradient_of_an_equilibrium_is_marked() -> None:
     assert "ours: wrong" in text.split("<!-- end of passes -->")[0]
 
 
+def small_programs(shared: bool = False) -> qp.Programs:
+    return qp.programs(n=4, m=5, q=1, batch=3, shared=shared)
+
+
+SHARED = pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
+
+
+@SHARED
+@pytest.mark.parametrize("index", range(6), ids=qp.ARGUMENTS)
+def test_the_reference_of_quadratic_programs_is_a_difference_quotient(
+    shared: bool, index: int
+) -> None:
+    given, step = small_programs(shared), 1e-6
+    gradients = qp.reference(given).gradients
+    torch.manual_seed(0)
+    direction = torch.randn_like(given.arguments[index])
+
+    def loss(length: float) -> float:
+        moved = [x.detach().requires_grad_() for x in given.arguments]
+        moved[index] = (moved[index] + length * direction).detach().requires_grad_()
+        there = qp.Programs(given.title, tuple(moved), given.v)
+        return float((qp.reference(there).z * given.v).sum())
+
+    slope = (loss(step) - loss(-step)) / (2 * step)
+    assert slope == pytest.approx(float((gradients[index] * direction).sum()), rel=1e-6)
+
+
+@SHARED
+def test_the_reference_of_quadratic_programs_is_their_minimiser(shared: bool) -> None:
+    given = small_programs(shared)
+    z = qp.reference(given).z
+    curvature, slope, rows, right, equations, values = (
+        x.detach() for x in given.arguments
+    )
+
+    def times(matrix: Tensor, x: Tensor) -> Tensor:
+        return (matrix @ x[..., None])[..., 0]
+
+    def objective(x: Tensor) -> Tensor:
+        return (x * (times(curvature, x) / 2 + slope)).sum(-1)
+
+    assert torch.allclose(times(equations, z), values, rtol=0, atol=1e-12)
+    slack = right - times(rows, z)
+    assert bool((slack > -1e-12).all()) and bool((slack < 1e-12).any())
+    # among feasible points near it, moved back onto the equations, it is the lowest
+    moved = z + 1e-3 * torch.randn(1000, *z.shape, dtype=z.dtype)
+    correction = times(equations, moved) - values
+    normal = equations / equations.norm(dim=-1, keepdim=True) ** 2
+    moved = moved - (normal.mT @ correction[..., None])[..., 0]
+    allowed = (right - times(rows, moved) >= 0).all(-1)
+    assert bool(allowed.any(0).all())
+    assert bool((objective(moved) >= objective(z))[allowed].all())
+
+
+def test_a_weakly_active_constraint_has_no_reference() -> None:
+    one, zero = torch.eye(2, dtype=torch.float64), torch.zeros(1, 2).double()
+    arguments = (one, zero, one[:1], torch.zeros(1, 1).double())
+    leaves = tuple(x.clone().requires_grad_() for x in arguments)
+    with pytest.raises(ValueError, match="weak: the reference has a multiplier or"):
+        qp.reference(qp.Programs("weak", leaves, torch.ones(1, 2).double()))
+
+
+@SHARED
+@pytest.mark.parametrize("equations", [0, 2])
+def test_our_quadratic_programs_are_exact(shared: bool, equations: int) -> None:
+    given = qp.programs(n=6, m=8, q=equations, batch=5, shared=shared)
+    found = qp.exactness(given, qp.ours, qp.reference(given))
+    assert found["error"] < 1e-9 and found["off"] == 0
+    assert len(found["errors"]) == len(given.arguments) == (6 if equations else 4)
+
+
+def doubled(*arguments: Tensor) -> Tensor:
+    """The right minimisers with twice their gradient."""
+    z = qp.ours(*arguments)
+    return 2 * z - z.detach()
+
+
+def beside(*arguments: Tensor) -> Tensor:
+    """The right gradient, and the first minimiser moved."""
+    z = qp.ours(*arguments)
+    return (
+        z
+        + torch.eye(*z.shape, dtype=z.dtype)[:1]
+        * 1e-3
+        * (torch.arange(len(z)) < 1)[:, None]
+    )
+
+
+def test_wrong_quadratic_programs_are_marked() -> None:
+    methods = [
+        *qp.METHODS,
+        ("ours", "doubled", True, doubled),
+        ("ours", "beside", True, beside),
+    ]
+    parts = []
+    for shared in (False, True):
+        given = small_programs(shared)
+        rows = qp.measured(given, methods, rounds=1)
+        parts.append({"title": given.title, "batch": 3, "rows": rows})
+    text = report.markdown({"limit": LIMIT, "qp": parts})
+    both, rest = text.split("<!-- end of QP, both passes -->")
+    marked = [line for line in both.splitlines() if "†" in line]
+    assert len(marked) == 1 and "ours: doubled" in marked[0]
+    assert marked[0].count("†") == 2
+    forward, errors = rest.split("<!-- end of QP, forward -->")
+    marked = [line for line in forward.splitlines() if "†" in line]
+    assert len(marked) == 1 and "ours: beside" in marked[0]
+    marked = [line for line in errors.splitlines() if "†" in line]
+    assert len(marked) == 2 and all("ours: doubled" in line for line in marked)
+    assert text.count("| 1 of 3 |") == 2 and text.count("| 0 of 3 |") == 4
+
+
+@pytest.mark.parametrize(("rounds", "few"), [(1, 1), (15, 2)])
+def test_a_slow_method_takes_part_in_few_rounds(rounds: int, few: int) -> None:
+    calls = []
+
+    def slow(*arguments: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            calls.append(arguments)
+            time.sleep(11 * measuring.TURN)  # so long that only the first is repeated
+        return qp.ours(*arguments)
+
+    methods = [*qp.METHODS, (*qp.CVXPYLAYERS, False, slow)]
+    rows = qp.measured(small_programs(), methods, rounds)
+    assert [row["name"] for row in rows] == [name for _, name, _, _ in methods]
+    assert len(calls) == 1 + 1 + few  # for the errors, to warm up, and counted
+    rows = qp.measured(small_programs(shared=True), methods, rounds=1)
+    assert [row["name"] for row in rows] == [qp.OURS[1]]
+
+
 def test_error_is_the_larger_of_parameters_and_input() -> None:
     exact = (torch.ones(2, 2), torch.ones(3))
     assert gradient_error((torch.ones(2, 2), 1.5 * torch.ones(3)), exact) == 0.5
@@ -318,6 +450,30 @@ def test_targets_of_differential_equations(
     assert [met for *_, met in report.ode_targets(rows)] == reached
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs", "error", "missed"),
+    [
+        (4.0, 9.0, 1e-9, []),
+        (9.5, 9.0, 1e-9, [0, 1, 2, 3]),
+        (5.0, 9.0, 1e-9, [2, 3]),
+        (4.0, 9.0, 2e-6, [6]),
+        (10.5, 30.0, 0.0, [4, 5]),
+    ],
+)
+def test_targets_of_quadratic_programs(
+    ours: float, theirs: float, error: float, missed: list[int]
+) -> None:
+    times = {qp.OURS: ours, qp.QPTH: theirs, qp.CVXPYLAYERS: 200.0, qp.TIGHT: 100.0}
+    rows = [
+        {"group": group, "name": name, "both": {"ms": ms}, "error": error}
+        for (group, name), ms in times.items()
+    ]
+    titles = ("n = 10", "n = 50", "n = 10, shared", "n = 50, shared")
+    parts = [{"title": title, "rows": rows} for title in titles]
+    reached = [met for *_, met in report.qp_targets(parts)]
+    assert [i for i, met in enumerate(reached) if not met] == missed
+
+
 def pins(lock: Path) -> set[str]:
     return set(re.findall(r"^[\w.-]+==[^\n#]*[^\n# ]", lock.read_text(), re.M))
 
@@ -329,6 +485,7 @@ def test_the_peers_agree_with_the_book_on_what_they_share() -> None:
     book, peers = pins(LOCK), pins(PEERS)
     assert {"torchdeq", "jax", "jaxopt", "optimistix"} <= names(peers)
     assert {"torchdiffeq", "torchode", "diffrax"} <= names(peers)
+    assert {"qpth", "cvxpylayers"} <= names(peers)
     assert "torch" not in names(peers)
     shared = {pin for pin in peers if pin.split("==")[0] in names(book)}
     assert shared and shared <= book
@@ -414,3 +571,29 @@ def test_what_the_page_says_of_differential_equations_holds() -> None:
     assert of("error", chosen, ode.BACKPROP) == of("error", chosen, ode.CHECKPOINT)
     assert of("error", chosen, backprop) > of("error", chosen, adjoint)
     assert {of("evaluations", given, key) for key in (ode.BACKPROP, backprop)} == {80}
+
+
+def test_what_the_page_says_of_quadratic_programs_holds() -> None:
+    parts = results()["qp"]
+    assert [(part["title"], part["batch"]) for part in parts] == [
+        (qp.programs(*case).title, case[3]) for case in qp.CASES
+    ]
+    for part, (*_, shared) in zip(parts, qp.CASES, strict=True):
+        rows = report.by_key(part["rows"])
+        assert set(rows) == {qp.OURS, qp.QPTH} | (
+            set() if shared else {qp.CVXPYLAYERS, qp.TIGHT}
+        )
+        assert rows[qp.OURS]["error"] < 1e-12
+        theirs, kept = rows[qp.QPTH]["errors"], rows[qp.QPTH]["bytes"]
+        mean = 1 - 1 / part["batch"]
+        for name, error in theirs.items():
+            wrong = shared and name in "QGA"
+            assert error == pytest.approx(mean, rel=1e-3) if wrong else error < 1e-6
+        if shared:
+            assert rows[qp.OURS]["bytes"] < kept
+        else:
+            assert 1.5 * kept < rows[qp.OURS]["bytes"] < 2.5 * kept
+            assert rows[qp.CVXPYLAYERS]["error"] > 1e-4 > 1e-6 > rows[qp.TIGHT]["error"]
+        assert {
+            name: row["off"] for name, row in rows.items() if row["off"]
+        }.keys() <= {qp.CVXPYLAYERS}

@@ -14,7 +14,7 @@ from implicit_layers.solvers import is_finite, refuse_bad_count
 #: The interior point stops here first: the active set is mostly clear by then.
 LOOSE = 1e-5
 #: A sample is given up when its violation has not fallen by a tenth in so many steps.
-PATIENCE = 12
+PATIENCE = 20
 #: Added to a matrix of unit scale, so that dependent rows do not make it singular.
 RIDGE = 3e-12
 #: Q counts as singular when a pivot of its factor is below this, relative to Q.
@@ -133,7 +133,7 @@ def solve_qp(
     converged = (point.violation <= tol) & found.isfinite().all(dim=1)
     report("quadratic program", converged, point.violation)
     z, y = _KKTSolve.apply(-p, d, Q, C, program.kkt, converged, (point.z, point.y))
-    gap = program.gap(point) * scale.objective
+    gap = program.gap(point.z, point.y, _rows(point.z, program.Q)) * scale.objective
     z, y = scale.unscaled(z, y)
     z, inequality_duals, equality_duals = (x.to(dtype) for x in (z, y[:, :m], y[:, m:]))
     result = (z, inequality_duals, equality_duals, converged, point.steps, gap)
@@ -188,6 +188,8 @@ class _Point(NamedTuple):
     y: Tensor  # all multipliers, (B, m + q)
     s: Tensor  # slacks of the inequalities, (B, m)
     D: Tensor  # slack by multiplier of each constraint, at most FAR, (B, m + q)
+    a: Tensor  # what is missing in Qz + C'y = -p, (B, n)
+    c: Tensor  # what is missing in Cz = d, (B, m + q)
     violation: Tensor  # of the KKT conditions, (B,)
     steps: Tensor  # interior-point steps taken, (B,)
 
@@ -203,18 +205,22 @@ class _Program:
 
     def minimum(self, tol: float, max_iter: int) -> _Point:
         """Walk near the solution, jump to it, walk on where that did not do."""
-        inner = point = self.start()  # a polished point is no start of a walk
-        done = torch.zeros_like(point.steps, dtype=torch.bool)
-        for target in (max(tol, LOOSE), tol):
+        inside = self.start()
+        going = torch.ones_like(inside.violation, dtype=torch.bool)
+        # a point of the path is off by more than its violation, a corner is not; so
+        # where no corner was found the walk goes on for a while
+        for target in (max(tol, LOOSE), tol, tol / 1000):
             if self.m:
-                inner = self.walk(inner, target, max_iter, done)
-            new = self.polished(inner, tol)
-            better = new.violation <= point.violation
-            point = _choose(better, new, point)._replace(steps=inner.steps)
-            done = point.violation <= tol
-            if bool(done.all()):
+                inside = self.walk(inside, target, max_iter, going)
+            point = self.polished(inside, tol / 1000)
+            done = point.violation <= tol / 1000
+            going = (inside.violation <= target) & ~done
+            if not bool(going.any()):
                 break
-        self.kkt.factor(point.D)
+            # from a corner that is not the solution there is no way on
+            inside = _choose(done, point, inside)
+        if not torch.equal(self.kkt.D, point.D):
+            self.kkt.factor(point.D)
         return point
 
     def start(self) -> _Point:
@@ -232,18 +238,21 @@ class _Program:
         """A point of the interior."""
         D = torch.zeros_like(y)
         D[:, : self.m] = (s / y[:, : self.m]).clamp(max=FAR)
-        return _Point(z, y, s, D, self.violation(z, y), steps)
+        return self.judged(z, y, s, D, steps)
 
-    def residuals(self, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """What is missing in Qz + C'y = -p and in Cz = d."""
-        return (
-            -self.p - _rows(z, self.Q) - _rows(y, self.C),
-            self.d - _rows(z, self.C.mT),
-        )
+    def judged(
+        self, z: Tensor, y: Tensor, s: Tensor, D: Tensor, steps: Tensor
+    ) -> _Point:
+        """A point and what is missing there; the multipliers have their sign."""
+        Qz = _rows(z, self.Q)
+        a = -self.p - Qz - _rows(y, self.C)
+        c = self.d - _rows(z, self.C.mT)
+        return _Point(z, y, s, D, a, c, self.violation(z, y, Qz, a, c), steps)
 
-    def violation(self, z: Tensor, y: Tensor) -> Tensor:
-        """The largest violation of a KKT condition; the multipliers have their sign."""
-        Qz, (a, c) = _rows(z, self.Q), self.residuals(z, y)
+    def violation(
+        self, z: Tensor, y: Tensor, Qz: Tensor, a: Tensor, c: Tensor
+    ) -> Tensor:
+        """The largest violation of a KKT condition."""
         slack = c[:, : self.m]
         size = torch.maximum(self.p.abs(), Qz.abs()).amax(1).clamp(min=1)
         worst = a.abs().amax(1) / size
@@ -252,17 +261,17 @@ class _Program:
             unmet = unmet.abs() / self.d.abs().clamp(min=1)
             worst = torch.maximum(worst, unmet.amax(1))
         terms = torch.maximum((z * Qz).sum(1).abs(), (z * self.p).sum(1).abs())
-        loose = (y[:, : self.m] * slack).abs().sum(1) / terms.clamp(min=1)
-        gap = (((Qz + self.p) * z).sum(1) + (self.d * y).sum(1)).abs()
-        loose = torch.maximum(loose, gap / terms.clamp(min=1))
+        products = (y[:, : self.m] * slack).abs().sum(1)
+        loose = torch.maximum(products, self.gap(z, y, Qz).abs()) / terms.clamp(min=1)
         return torch.maximum(worst, loose).nan_to_num(nan=torch.inf)
 
-    def gap(self, point: _Point) -> Tensor:
+    def gap(self, z: Tensor, y: Tensor, Qz: Tensor) -> Tensor:
         """Primal minus dual objective."""
-        z, y = point.z, point.y
-        return ((_rows(z, self.Q) + self.p) * z).sum(1) + (self.d * y).sum(1)
+        return ((Qz + self.p) * z).sum(1) + (self.d * y).sum(1)
 
-    def walk(self, point: _Point, target: float, max_iter: int, done: Tensor) -> _Point:
+    def walk(
+        self, point: _Point, target: float, max_iter: int, wanted: Tensor
+    ) -> _Point:
         """Take interior-point steps until each sample is good, or no better for long.
 
         A sample that is done is held fixed, so its neighbours make no difference to it.
@@ -270,7 +279,7 @@ class _Program:
         best, mark = point, point.violation
         waited = torch.zeros_like(point.steps)
         while True:
-            going = ~done & (best.violation > target) & (waited < PATIENCE)
+            going = wanted & (best.violation > target) & (waited < PATIENCE)
             going &= point.steps < max_iter
             if not bool(going.any()):
                 return best
@@ -286,7 +295,7 @@ class _Program:
         z, y, s, m = point.z, point.y, point.s, self.m
         dual = y[:, :m]
         self.kkt.factor(point.D)
-        a, c = self.residuals(z, y)
+        a, c = point.a, point.c
         lacking = c[:, :m] - s
         # predictor: aim at complementary products of zero
         dz, dy = self.kkt.solve(a, c)
@@ -316,12 +325,12 @@ class _Program:
             D = torch.where(active, 0, FAR).to(point.D)
             self.kkt.factor(D)
             z, y = self.kkt.refined(-self.p, self.d)
-            slack = self.residuals(z, y)[1][:, : self.m]
+            slack = (self.d - _rows(z, self.C.mT))[:, : self.m]
             wrong = torch.zeros_like(active)
             wrong[:, : self.m] = (y[:, : self.m] > slack) != active[:, : self.m]
             y = torch.where(active, y, 0)
             y[:, : self.m].clamp_(min=0)
-            new = _Point(z, y, slack, D, self.violation(z, y), point.steps)
+            new = self.judged(z, y, slack, D, point.steps)
             point = _choose(new.violation < point.violation, new, point)
             wrong &= (point.violation > tol)[:, None]
             if not bool(wrong.any()):
@@ -431,7 +440,7 @@ def _rows(x: Tensor, matrix: Tensor) -> Tensor:
     """Each row of x (B, i) times its matrix (B, i, j), or the one of all (1, i, j)."""
     if len(matrix) == 1:
         return x @ matrix[0]
-    return (x[:, None] @ matrix)[:, 0]
+    return torch.bmm(x[:, None], matrix)[:, 0]
 
 
 def _outer(x: Tensor, y: Tensor, matrices: int) -> Tensor:
