@@ -153,6 +153,7 @@ def test_nearest_point_of_a_box_is_the_clamped_one():
     agree(solution.z, x.clamp(-1, 1), rtol=0, atol=1e-13)
     excess = torch.cat([x - 1, -1 - x], dim=1).clamp(min=0)
     agree(solution.inequality_duals, excess, rtol=0, atol=1e-13)
+    assert torch.equal(solution.inequality_duals == 0, excess == 0)
 
 
 def test_nearest_point_of_the_simplex_is_the_one_by_sorting():
@@ -472,6 +473,13 @@ def test_steps_hardly_grow_with_the_size():
         assert steps.dtype == torch.int64
         assert steps.min() >= 3 and steps.max() <= 17
         assert steps.double().mean() < 13
+
+
+def test_tighter_tolerance_takes_hardly_more_steps():
+    # the active set is mostly found before, and its solution is exact
+    arguments = program(8, 20, 40, 4)
+    loose, tight = (solved(**arguments, tol=tol) for tol in (1e-5, 1e-11))
+    assert (loose.iterations == tight.iterations).sum() >= 6
 
 
 def test_more_steps_than_allowed_are_not_taken():

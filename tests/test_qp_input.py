@@ -1,6 +1,7 @@
 """What solve_qp refuses, what it reports of samples that fail, and in which words."""
 
 import math
+import re
 import warnings
 from functools import partial
 
@@ -127,10 +128,11 @@ def test_one_side_of_constraints_alone_is_refused(missing):
 
 
 @pytest.mark.parametrize("shared", ["", "Q"])
-def test_cost_with_a_negative_eigenvalue_is_refused(shared):
+@pytest.mark.parametrize("eigenvalue", [-1e-6, -1.0])
+def test_cost_with_a_negative_eigenvalue_is_refused(shared, eigenvalue):
     arguments = program(shared=shared)
     Q = arguments["Q"] if shared else arguments["Q"][1]
-    Q.copy_(torch.diag(double(1, 1, 1, -1e-6)))
+    Q.copy_(torch.diag(double(1, 1, 1, eigenvalue)))
     with pytest.raises(ValueError, match=r"Q has a negative eigenvalue.*not convex"):
         solve_qp(**arguments)
     with pytest.raises(ValueError, match="Q has a negative eigenvalue"):
@@ -196,6 +198,32 @@ def test_programs_without_a_solution_are_flagged(name):
     assert solution.iterations <= 50
     assert all(x.isfinite().all() for x in vars(solution).values())
     assert (solution.inequality_duals >= 0).all()
+
+
+@pytest.mark.parametrize("name", ["bounds", "almost", "both"])
+def test_infeasible_programs_are_given_up_long_before_the_last_step(name):
+    solution = ignoring(**INFEASIBLE[name], max_iter=500)
+    assert 10 < solution.iterations < 80  # all steps count, the best was earlier
+
+
+def test_more_steps_return_no_worse_iterate():
+    residuals = []
+    for max_iter in (1, 2, 5, 12):
+        with pytest.warns(RuntimeWarning) as caught:
+            solve_qp(**INFEASIBLE["far"], max_iter=max_iter)
+        (found,) = re.findall(r"residual (\S+):", str(caught[0].message))
+        residuals.append(float(found))
+    assert residuals == sorted(residuals, reverse=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_solution_beyond_the_number_format_is_flagged(dtype):
+    large = torch.finfo(dtype).max ** 0.6
+    one = torch.ones(1, 1, dtype=dtype)
+    p = torch.tensor([[large], [1.0]], dtype=dtype)
+    solution = ignoring(one / large, p)
+    assert solution.converged.tolist() == [False, True]
+    assert solved(one, p).z.tolist() == (-p).tolist()
 
 
 @pytest.mark.parametrize("seed", range(3))

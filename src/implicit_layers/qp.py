@@ -128,7 +128,9 @@ def solve_qp(
     with torch.no_grad():
         program = _Program(Q.detach(), p.detach(), C.detach(), d.detach(), m, dtype)
         point = program.minimum(tol, max_iter)
-    converged = point.violation <= tol
+    # what is too large for the number format is no solution
+    found = torch.cat(scale.unscaled(point.z, point.y), dim=1).to(dtype)
+    converged = (point.violation <= tol) & found.isfinite().all(dim=1)
     report("quadratic program", converged, point.violation)
     z, y = _KKTSolve.apply(-p, d, Q, C, program.kkt, converged, (point.z, point.y))
     gap = program.gap(point.z, point.y, _rows(point.z, program.Q)) * scale.objective
