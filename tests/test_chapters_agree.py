@@ -7,6 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
+from programs import program, solved, wanting
 from torch.autograd import grad
 
 from implicit_layers import (
@@ -174,3 +175,41 @@ def test_estimate_of_a_chapter_is_the_penalty_of_the_module():
     ):
         assert abs(samples.mean() - exact) < 5 * samples.std() / 999**0.5
         assert samples.std() < exact
+
+
+def gradients_of(z, arguments):
+    return grad(z.sin().sum(), [*arguments.values()])
+
+
+def test_equations_of_a_chapter_are_a_program_of_the_module():
+    arguments = wanting(program(m=0))
+    equations = {name: arguments[name] for name in "QpAb"}
+    matrix, *others = equations.values()
+    solve = definitions("differentiable_optimization")["equality_qp"]
+    z, nu = solve((matrix + matrix.mT) / 2, *others)
+    solution = solved(**arguments)
+    agree((z, nu), (solution.z, solution.equality_duals))
+    agree(gradients_of(z, equations), gradients_of(solution.z, equations))
+
+
+def test_interior_point_of_a_chapter_finds_the_solution_of_the_module():
+    arguments = program(q=0, n=6, m=12)
+    data = {name: arguments[name] for name in "QpGh"}
+    page = definitions("differentiable_optimization")
+    z, lam, s = page["interior_point"](**data, tol=1e-13)
+    solution = solved(**arguments)
+    active = solution.inequality_duals > 0
+    assert 0 < active.sum() < active.numel()
+    agree((z, lam), (solution.z, solution.inequality_duals), rtol=1e-7, atol=1e-7)
+    agree(s[active], 0 * s[active], atol=1e-7)
+
+
+@pytest.mark.parametrize("shared", [(), ("Q", "G", "h")])
+def test_program_of_a_chapter_is_the_layer_of_the_module(shared):
+    arguments = wanting(program(q=0, shared=shared))
+    data = {name: arguments[name] for name in "QpGh"}
+    z = definitions("differentiable_optimization")["qp_layer"](**data)
+    solution = solved(**arguments)
+    agree(z, solution.z, rtol=1e-6, atol=1e-6)
+    page, module = gradients_of(z, data), gradients_of(solution.z, data)
+    agree(page, module, rtol=1e-4, atol=1e-4)

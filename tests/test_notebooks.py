@@ -43,6 +43,7 @@ FORBIDDEN = {
     r"#\s*noqa(?!: [A-Z]+\d)": "silences every rule of the linter",
     r"#\s*ruff:\s*noqa": "silences the linter for the whole notebook",
 }
+LOCK = (ROOT / "requirements.txt").read_text().splitlines()
 FOREIGN = re.compile(r"colab|widget|outputId|executionInfo|ExecuteTime|iopub")
 
 
@@ -141,6 +142,13 @@ def habits(notebook: Any) -> Iterator[str]:
                 yield f"cell {n} {why}"
 
 
+def installs(notebook: Any) -> Iterator[str]:
+    for n, cell in code_cells(notebook):
+        for package in re.findall(r'"([\w-]+==[\w.]+)"', cell["source"]):
+            if package not in LOCK:
+                yield f"cell {n} installs {package}, which is not in requirements.txt"
+
+
 def tolerances(notebook: Any) -> Iterator[str]:
     for n, cell in code_cells(notebook):
         if problem := cell_problem(nbformat.from_dict(cell)):
@@ -156,6 +164,7 @@ RULES: list[Rule] = [
     setup,
     identifiers,
     habits,
+    installs,
     tolerances,
 ]
 
@@ -276,6 +285,7 @@ BROKEN: list[tuple[Rule, Mutation, str]] = [
     (habits, source("torch.set_num_threads(4)"), "cell 2 calls set_num_threads"),
     (habits, source("x=1  # noqa"), "cell 2 silences every rule of the linter"),
     (habits, source("# ruff: noqa: E501"), "cell 2 silences the linter"),
+    (installs, source('packages = ["torch==0.1"]'), "2 installs torch==0.1, which"),
     (tolerances, state(rtol=0.5), "cell 2: rtol is 0.5, expected"),
     (tolerances, state(uncompared=""), "cell 2: 'uncompared' is ''"),
     (tolerances, lambda b: b.cells[2].metadata.update(tags=["nbval-skip"]), "nbval-"),
