@@ -47,7 +47,7 @@ def test_what_is_no_tensor_of_floating_point_numbers_is_refused(name, value, mes
 def test_what_is_not_finite_is_refused(name, value):
     arguments = program()
     arguments[name].view(-1)[1] = value
-    with pytest.raises(ValueError, match=f"^{name} holds a NaN or an infinity.*leave"):
+    with pytest.raises(ValueError, match=f"^{name} holds a NaN or an infinity"):
         solve_qp(**arguments)
 
 

@@ -9,7 +9,7 @@ from torch.autograd import Function
 from torch.linalg import cholesky_ex, eigvalsh
 
 from implicit_layers.implicit import Report
-from implicit_layers.solvers import is_finite, refuse_bad_count
+from implicit_layers.solvers import refuse_bad_count, refuse_bad_numbers
 
 #: The interior point stops here first: the active set is mostly clear by then.
 LOOSE = 1e-5
@@ -81,6 +81,7 @@ def solve_qp(
         (n,) or (B, n).
     G, h
         Inequalities, (m, n) or (B, m, n), and (m,) or (B, m). None: there are none.
+        One without a bound is left out; an infinite h is refused.
     A, b
         Equalities, (q, n) or (B, q, n), and (q,) or (B, q). None: there are none.
     tol
@@ -488,7 +489,7 @@ def _together(
     for matrix, side, names in ((G, h, "Gh"), (A, b, "Ab")):
         if (matrix is None) != (side is None):
             raise ValueError(f"{names[0]} and {names[1]} come together: give both")
-    refuse_bad_tensor("p", p)
+    refuse_bad_numbers("p", p)
     width = p.shape[-1] if p.ndim else 0
     if G is None or h is None:
         G, h = p.new_zeros(0, width), p.new_zeros(0)
@@ -506,7 +507,7 @@ def _together(
 def _refuse_bad_arguments(given: dict[str, Tensor]) -> int | None:
     """Raise if the arguments do not fit together; gives the batch size, if any."""
     for name, x in given.items():
-        refuse_bad_tensor(name, x)
+        refuse_bad_numbers(name, x)
     p = given["p"]
     n = p.shape[-1] if p.ndim else 0
     m, q = (x.shape[-1] if x.ndim else 0 for x in (given["h"], given["b"]))
@@ -533,14 +534,3 @@ def _refuse_bad_arguments(given: dict[str, Tensor]) -> int | None:
     if n == 0 or batch == 0:
         raise ValueError("the batch is empty" if n else "p is empty")
     return batch
-
-
-def refuse_bad_tensor(name: str, x: object) -> None:
-    """Raise if x is not a tensor of finite floating-point numbers."""
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        what = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"{name} is {what}: give a floating-point tensor")
-    if not is_finite(x):
-        raise ValueError(
-            f"{name} holds a NaN or an infinity (leave out a constraint without bound)"
-        )

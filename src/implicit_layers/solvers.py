@@ -611,14 +611,19 @@ def _choose(samples: Tensor, first: Tensor, second: Tensor) -> Tensor:
 
 def refuse_bad_batch(name: str, z: Tensor) -> None:
     """Raise if z is not a batch of finite floating-point numbers."""
-    if not isinstance(z, Tensor) or not z.is_floating_point():
-        what = str(z.dtype) if isinstance(z, Tensor) else type(z).__name__
-        raise TypeError(f"{name} is {what}: give a floating-point tensor")
+    refuse_bad_numbers(name, z)
     if z.ndim == 0:
         raise ValueError(
             f"{name} has no dimension: the first one is the batch, (B, ...)"
         )
-    if not is_finite(z):
+
+
+def refuse_bad_numbers(name: str, x: object) -> None:
+    """Raise if x is not a tensor of finite floating-point numbers."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        what = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"{name} is {what}: give a floating-point tensor")
+    if not is_finite(x):
         raise ValueError(f"{name} holds a NaN or an infinity")
 
 
