@@ -302,7 +302,7 @@ def qp_arguments_table(parts: Sequence[Row]) -> str:
     rows, columns = qp_columns(parts)
     for name in ARGUMENTS:
         errors = [row["errors"].get(name) for row in rows]
-        columns[f"${name}$"] = ["" if e is None else f"{e:.1e}" for e in errors]
+        columns[f"for ${name}$"] = ["" if e is None else f"{e:.1e}" for e in errors]
     return table(columns).data
 
 
