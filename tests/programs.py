@@ -1,5 +1,7 @@
 """What the tests of quadratic programs share: programs, and a referee for each."""
 
+from functools import partial
+
 import cvxpy
 import numpy as np
 import torch
@@ -10,6 +12,7 @@ from implicit_layers import QPSolution, solve_qp
 NAMES = ["Q", "p", "G", "h", "A", "b"]
 MATRICES = ["Q", "G", "A"]
 FIELDS = ["z", "inequality_duals", "equality_duals"]
+ignoring = partial(solve_qp, on_failure="ignore")
 
 
 def double(*values):
@@ -39,6 +42,19 @@ def program(batch=3, n=4, m=5, q=2, *, shared=(), rank=None, seed=0):
     h = apply(G, inside) + 0.1 * numbers(batch, m, seed=seed + 101).abs()
     h = h.amax(0) if "h" in shared else h
     return dict(zip(NAMES, (Q, random("p", n), G, h, A, b), strict=True))
+
+
+def fields(solution):
+    """z and both kinds of multipliers."""
+    return tuple(getattr(solution, name) for name in FIELDS)
+
+
+def stacked(arguments, names, make):
+    """The program with more constraints of a kind: what `make` gives of those there."""
+    return arguments | {
+        name: torch.cat([arguments[name], make(arguments[name])], dim=1)
+        for name in names
+    }
 
 
 def boxed(arguments, width=5.0):
@@ -86,7 +102,7 @@ def referee(Q, p, G, h, A, b):
 
 def violation(solution, Q, p, G, h, A, b):
     """The largest violation of a KKT condition of one program, in NumPy."""
-    given = (Q, p, G, h, A, b, *(getattr(solution, name) for name in FIELDS))
+    given = (Q, p, G, h, A, b, *fields(solution))
     Q, p, G, h, A, b, z, dual, y = (x.detach().numpy() for x in given)
     slack = h - G @ z
     return max(

@@ -12,14 +12,7 @@ import scipy.optimize
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layers import (
-    TIGHT,
-    agree,
-    contraction,
-    numbers,
-    solvers,
-    ways,
-)
+from layers import TIGHT, agree, contraction, numbers, solvers, ways
 from torch import nn
 from torch.autograd import grad, gradcheck, gradgradcheck
 from torch.func import functional_call

@@ -10,23 +10,12 @@ from functools import partial
 
 import pytest
 import torch
-from layers import (
-    MODES,
-    TIGHT,
-    agree,
-    contraction,
-    numbers,
-    solvers,
-    ways,
-)
+from layers import MODES, TIGHT, agree, contraction, numbers, solvers, ways
 from torch import nn
 from torch.autograd import grad
 from torch.utils.checkpoint import checkpoint
 
-from implicit_layers import (
-    fixed_point_iteration,
-    implicit_fixed_point,
-)
+from implicit_layers import fixed_point_iteration, implicit_fixed_point
 
 pytestmark = pytest.mark.filterwarnings("error")
 modes = pytest.mark.parametrize("mode", MODES)

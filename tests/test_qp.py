@@ -16,26 +16,25 @@ from programs import (
     apply,
     boxed,
     double,
+    fields,
+    ignoring,
     program,
     referee,
     sample,
     solved,
+    stacked,
     worst,
 )
 
-from implicit_layers import solve_qp
-
 pytestmark = pytest.mark.filterwarnings("error")
 agree = partial(torch.testing.assert_close, rtol=1e-8, atol=1e-8)
-ignoring = partial(solve_qp, on_failure="ignore")
 EYE = torch.eye(3).double()
 SCALES = double(1e-6, 1e-3, 1, 1e3, 1e6)
 
 
 def same(actual, expected, **tolerance):
     """Whether two solutions agree in z and all multipliers."""
-    for name in FIELDS:
-        agree(getattr(actual, name), getattr(expected, name), **tolerance)
+    agree(fields(actual), fields(expected), **tolerance)
 
 
 def objective(z, arguments):
@@ -251,9 +250,7 @@ def test_nothing_to_minimise_is_minimised_by_any_feasible_point():
 def test_dependent_equalities_do_no_harm():
     arguments = program(seed=6)
     expected = solved(**arguments)
-    for name in "Ab":
-        x = arguments[name]
-        arguments[name] = torch.cat([x, x[:, :1] - 2 * x[:, 1:]], dim=1)
+    arguments = stacked(arguments, "Ab", lambda x: x[:, :1] - 2 * x[:, 1:])
     solution = solved(**arguments)
     agree(solution.z, expected.z)
     assert worst(solution, arguments) < 1e-8
@@ -262,9 +259,7 @@ def test_dependent_equalities_do_no_harm():
 def test_doubled_inequalities_share_one_multiplier():
     arguments = program(seed=6)
     expected = solved(**arguments)
-    for name in "Gh":
-        x = arguments[name]
-        arguments[name] = torch.cat([x, 3 * x], dim=1)
+    arguments = stacked(arguments, "Gh", lambda x: 3 * x)
     solution = solved(**arguments)
     agree(solution.z, expected.z)
     first, second = solution.inequality_duals.chunk(2, dim=1)
@@ -282,8 +277,7 @@ def test_feasible_set_without_interior():
             "b": torch.cat([arguments["b"], h], dim=1),
         }
     )
-    arguments["G"] = torch.cat([arguments["G"], -G], dim=1)
-    arguments["h"] = torch.cat([arguments["h"], -h], dim=1)
+    arguments = stacked(arguments, "Gh", lambda x: -x[:, :1])
     solution = solved(**arguments)
     agree(solution.z, expected.z)
     assert worst(solution, arguments) < 1e-8
@@ -489,6 +483,29 @@ def test_more_steps_than_allowed_are_not_taken():
     assert not solution.converged.all()
     enough = int(solved(**arguments).iterations.max())
     solved(**arguments, max_iter=enough)
+
+
+def test_walk_goes_on_from_inside_where_the_first_guess_was_wrong():
+    # forces of a trolley within bounds: nearly singular, with many small multipliers
+    steps, dt = 12, 0.3
+    step, push = double([1, dt], [0, 1]), double([dt**2 / 2], [dt])
+    powers = [torch.linalg.matrix_power(step, k) for k in range(steps + 1)]
+    moves = torch.cat(
+        [
+            torch.cat(
+                [powers[max(t - k, 0)] @ push * (k <= t) for k in range(steps)], 1
+            )
+            for t in range(steps)
+        ]
+    )
+    weight = double(1, 1e-8).repeat(steps)[:, None]
+    eye = torch.eye(steps).double()
+    Q = moves.T @ (weight * moves) + 1e-8 * eye
+    free = 0.5 * numbers(64, 2) @ torch.cat(powers[1:]).T
+    G, h = torch.cat([eye, -eye]), torch.ones(2 * steps).double()
+    solution = solved(Q, free @ (weight * moves), G, h)
+    # steps from a corner would lead nowhere, and be waited for in vain
+    assert 8 < solution.iterations.max() < 20
 
 
 def test_gap_is_primal_minus_dual_objective():

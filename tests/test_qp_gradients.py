@@ -15,9 +15,11 @@ from programs import (
     apply,
     boxed,
     double,
+    fields,
     program,
     sample,
     solved,
+    stacked,
     wanting,
 )
 from torch.autograd import grad, gradcheck, gradgradcheck
@@ -29,11 +31,15 @@ agree = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-10)
 EYE = torch.eye(3).double()
 
 
+def layer(*values):
+    return fields(solved(*values))
+
+
 def outcome(solution):
     """A number that depends on z and on all multipliers."""
     return sum(
         (torch.sin(x) * (1 + numbers(*x.shape[-1:], seed=i))).sum()
-        for i, x in enumerate(getattr(solution, name) for name in FIELDS)
+        for i, x in enumerate(fields(solution))
     )
 
 
@@ -59,24 +65,14 @@ def strictly_complementary(solution, arguments):
 def test_finite_differences_accept_all_gradients(shared):
     arguments = wanting(program(2, 3, 3, 1, shared=shared, seed=1))
     assert strictly_complementary(solved(**arguments), arguments)
-
-    def function(*values):
-        solution = solved(*values)
-        return tuple(getattr(solution, name) for name in FIELDS)
-
-    assert gradcheck(function, tuple(arguments.values()))
+    assert gradcheck(layer, tuple(arguments.values()))
 
 
 @pytest.mark.parametrize("shared", ["", "QpGhAb"])
 def test_finite_differences_accept_all_second_derivatives(shared):
     arguments = wanting(program(2, 2, 2, 1, shared=shared, seed=2))
     assert strictly_complementary(solved(**arguments), arguments)
-
-    def function(*values):
-        solution = solved(*values)
-        return tuple(getattr(solution, name) for name in FIELDS)
-
-    assert gradgradcheck(function, tuple(arguments.values()))
+    assert gradgradcheck(layer, tuple(arguments.values()))
 
 
 def test_gradients_of_a_singular_cost_agree_with_differences():
@@ -86,11 +82,8 @@ def test_gradients_of_a_singular_cost_agree_with_differences():
     arguments = wanting(arguments)
     arguments["Q"] = arguments["Q"].detach()  # rank 2 is not left alone by differences
 
-    def function(*values):
-        solution = solved(arguments["Q"], *values)
-        return tuple(getattr(solution, name) for name in FIELDS)
-
-    assert gradcheck(function, tuple(arguments[name] for name in NAMES[1:]))
+    rest = tuple(arguments[name] for name in NAMES[1:])
+    assert gradcheck(partial(layer, arguments["Q"]), rest)
 
 
 def test_directional_differences_at_a_larger_size():
@@ -120,7 +113,7 @@ def test_gradients_are_those_of_cvxpylayers():
     z = cvxpy.Variable(4)
     constraints = [G @ z <= h, A @ z == b]
     cost = cvxpy.sum_squares(R @ z) / 2 + p @ z
-    layer = CvxpyLayer(
+    peer = CvxpyLayer(
         cvxpy.Problem(cvxpy.Minimize(cost), constraints),
         parameters=[R, p, G, h, A, b],
         variables=[z],
@@ -129,7 +122,7 @@ def test_gradients_are_those_of_cvxpylayers():
     v = numbers(2, 4, seed=5)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of diffcp
-        (theirs,) = layer(*values)
+        (theirs,) = peer(*values)
         expected = grad(theirs, values, v)
     ours = solved(root.mT @ root, *values[1:]).z
     agree(ours, theirs, rtol=1e-7, atol=1e-7)
@@ -350,9 +343,7 @@ def test_doubled_active_rows_leave_the_gradient_of_the_minimiser_alone():
     arguments = wanting(program(seed=6))
     v = numbers(3, 4, seed=9)
     expected = grad(solved(**arguments).z, [arguments[name] for name in "Qpb"], v)
-    doubled = dict(arguments)
-    for name in "Gh":
-        doubled[name] = torch.cat([arguments[name], 2 * arguments[name]], dim=1)
+    doubled = stacked(arguments, "Gh", lambda x: 2 * x)
     solution = solved(**doubled)
     assert (solution.inequality_duals > 0.01).any()
     found = grad(solution.z, [arguments[name] for name in "QpbGh"], v)
@@ -367,10 +358,7 @@ def test_dependent_equalities_leave_the_gradient_of_the_minimiser_alone():
     v = numbers(3, 4, seed=9)
     values = list(arguments.values())
     expected = grad(solved(**arguments).z, values, v)
-    doubled = dict(arguments)
-    for name in "Ab":
-        x = arguments[name]
-        doubled[name] = torch.cat([x, x[:, :1] - x[:, 1:]], dim=1)
+    doubled = stacked(arguments, "Ab", lambda x: x[:, :1] - x[:, 1:])
     agree(grad(solved(**doubled).z, values, v), expected, rtol=1e-6, atol=1e-6)
 
 
@@ -407,7 +395,7 @@ def test_gradients_follow_the_units():
     values = wanting(many)
     solution = solved(**values)
     total = 0
-    for i, x in enumerate(getattr(solution, name) for name in FIELDS):
+    for i, x in enumerate(fields(solution)):
         weights = 1 + numbers(*x.shape[-1:], seed=i)
         total = total + (torch.sin(x / scales[:, None]) * weights).sum()
     for name, x in zip(NAMES, grad(total, list(values.values())), strict=True):

@@ -21,6 +21,8 @@ RIDGE = 3e-12
 PIVOT = 1e-7
 #: Slack by multiplier where a constraint is left out.
 FAR = 1e25
+#: Of each argument, without the batch.
+SHAPES = {"Q": "nn", "p": "n", "G": "mn", "h": "m", "A": "qn", "b": "q"}
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,8 @@ def solve_qp(
     (Q, p, C, d), m, single = _together(Q, p, G, h, A, b)
     dtype = p.dtype
     Q, p, C, d = (given.double() for given in (Q, p, C, d))
-    scale = _Scale(Q.detach(), p.detach(), C.detach(), d.detach(), m)
+    with torch.no_grad():
+        scale = _Scale(Q, p, C, d, m)
     Q, p, C, d = scale.scaled(Q, p, C, d)
     with torch.no_grad():
         program = _Program(Q.detach(), p.detach(), C.detach(), d.detach(), m, dtype)
@@ -187,7 +190,7 @@ class _Point(NamedTuple):
 
     z: Tensor  # (B, n)
     y: Tensor  # all multipliers, (B, m + q)
-    s: Tensor  # slacks of the inequalities, (B, m)
+    s: Tensor  # slacks of the inequalities as the walk keeps them, (B, m)
     D: Tensor  # slack by multiplier of each constraint, at most FAR, (B, m + q)
     a: Tensor  # what is missing in Qz + C'y = -p, (B, n)
     c: Tensor  # what is missing in Cz = d, (B, m + q)
@@ -326,12 +329,12 @@ class _Program:
             D = torch.where(active, 0, FAR).to(point.D)
             self.kkt.factor(D)
             z, y = self.kkt.refined(-self.p, self.d)
-            slack = (self.d - _rows(z, self.C.mT))[:, : self.m]
+            signed = torch.where(active, y, 0)
+            signed[:, : self.m].clamp_(min=0)
+            new = self.judged(z, signed, point.s, D, point.steps)
+            slack = new.c[:, : self.m]
             wrong = torch.zeros_like(active)
             wrong[:, : self.m] = (y[:, : self.m] > slack) != active[:, : self.m]
-            y = torch.where(active, y, 0)
-            y[:, : self.m].clamp_(min=0)
-            new = self.judged(z, y, slack, D, point.steps)
             point = _choose(new.violation < point.violation, new, point)
             wrong &= (point.violation > tol)[:, None]
             if not bool(wrong.any()):
@@ -509,9 +512,10 @@ def _refuse_bad_arguments(given: dict[str, Tensor]) -> int | None:
     for name, x in given.items():
         refuse_bad_numbers(name, x)
     p = given["p"]
-    n = p.shape[-1] if p.ndim else 0
-    m, q = (x.shape[-1] if x.ndim else 0 for x in (given["h"], given["b"]))
-    shapes = {"Q": (n, n), "p": (n,), "G": (m, n), "h": (m,), "A": (q, n), "b": (q,)}
+    sizes = {
+        letter: given[name].shape[-1] if given[name].ndim else 0
+        for letter, name in zip("nmq", "phb", strict=True)
+    }
     batch: int | None = None
     for name, x in given.items():
         if x.dtype != p.dtype or x.device != p.device:
@@ -519,18 +523,19 @@ def _refuse_bad_arguments(given: dict[str, Tensor]) -> int | None:
                 f"{name} is {x.dtype} on {x.device}, p is {p.dtype} on {p.device}: "
                 "give all in one dtype, on one device"
             )
-        shape = shapes[name]
-        if x.shape[x.ndim - len(shape) :] != shape or x.ndim - len(shape) not in (0, 1):
-            letters = {"Q": "(n, n)", "p": "(n,)", "G": "(m, n)", "h": "(m,)"}
-            wanted = letters.get(name, "(q, n)" if name == "A" else "(q,)")
+        letters = SHAPES[name]
+        shape, extra = tuple(sizes[letter] for letter in letters), x.ndim - len(letters)
+        if extra not in (0, 1) or x.shape[extra:] != shape:
+            wanted = ", ".join(letters) if len(letters) > 1 else f"{letters},"
+            here = ", ".join(f"{letter} = {size}" for letter, size in sizes.items())
             raise ValueError(
-                f"{name} has shape {tuple(x.shape)}: give {wanted}, with a batch "
-                f"dimension before or none, here with n = {n}, m = {m}, q = {q}"
+                f"{name} has shape {tuple(x.shape)}: give ({wanted}), with a batch "
+                f"dimension before or none, here with {here}"
             )
-        if x.ndim > len(shape):
+        if extra:
             if batch not in (None, len(x)):
                 raise ValueError(f"{name} has a batch of {len(x)}, others of {batch}")
             batch = len(x)
-    if n == 0 or batch == 0:
-        raise ValueError("the batch is empty" if n else "p is empty")
+    if sizes["n"] == 0 or batch == 0:
+        raise ValueError("the batch is empty" if sizes["n"] else "p is empty")
     return batch
